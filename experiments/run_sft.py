@@ -1,0 +1,113 @@
+"""Question  Does fine-tuning teach a small base model to answer the shop's
+          customers, in English and Chinese, about facts it only read?
+Command   python experiments/run_sft.py [key=value ...] [--dry-run] [--help]
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from kerasgpt.cli import run_script  # noqa: E402
+from kerasgpt.data import shop  # noqa: E402
+from kerasgpt.data.prepare import held_out_chats, load_corpus  # noqa: E402
+from kerasgpt.data.questions import questions_from_chats  # noqa: E402
+from kerasgpt.evaluation.report import score_table, write_report  # noqa: E402
+from kerasgpt.evaluation.scoring import ask  # noqa: E402
+from kerasgpt.generation import Generator  # noqa: E402
+from kerasgpt.serving import chat  # noqa: E402
+from kerasgpt.serving.saved_model import export_saved_model  # noqa: E402
+from kerasgpt.training import sft  # noqa: E402
+
+CONFIG = sft.SFTConfig()
+TINY = CONFIG.override(
+    """model.depth=2 model.model_dim=32 model.context_length=64
+    tokenizer.vocabulary_size=800 data.num_products=10 data.num_documents=300
+    data.num_chats=300 data.validation_fraction=0.1 pretrain.steps=4
+    train.steps=4 pretrain.batch_tokens=512 train.batch_tokens=512
+    data.max_skipped_fraction=0.9 pretrain.log_steps=2 train.log_steps=2
+    evaluation.questions_per_task=1 evaluation.max_new_tokens=8""".split()
+)
+# What the sample conversations ask, for the shop; {name} is a product.
+CONVERSATIONS = (
+    ("Hello, how much does the {name} cost?", "And what colour is it?"),
+    ("你好，{name} 多少钱？", "那它是什么颜色？"),
+)
+
+
+def main(config):
+    corpus = load_corpus(config.data)
+    base, tuned = sft.run(config, corpus)
+    if corpus.world:
+        questions = shop.generate_questions(
+            corpus.world, count_per_task=config.evaluation.questions_per_task
+        )
+        name = corpus.world.products[0].name
+        samples = [
+            [text.format(name=name) for text in texts]
+            for texts in CONVERSATIONS
+        ]
+    else:
+        questions = questions_from_chats(
+            held_out_chats(corpus.chats, config.data.validation_fraction),
+            count=config.evaluation.questions_per_task,
+        )
+        samples = [[q.messages[-1]["content"]] for q in questions[:2]]
+
+    generators = {
+        "base": Generator(base.model, base.tokenizer),
+        "chat": Generator(tuned.model, tuned.tokenizer),
+    }
+    print(f"asking both models {len(questions)} held-out questions …")
+    answers = {
+        name: ask(
+            generator,
+            questions,
+            max_new_tokens=config.evaluation.max_new_tokens,
+        )
+        for name, generator in generators.items()
+    }
+    version = export_saved_model(
+        tuned.model, tuned.tokenizer, config.export_dir
+    )
+    facts = {
+        "questions that fit the context": len(answers["chat"]),
+        "packed positions used": f"{tuned.metrics.pop('used_fraction'):.2%}",
+        "skipped rows": tuned.metrics.pop("skipped"),
+        "export": str(version),
+        "config": config.to_dict(),
+    }
+    report = write_report(
+        tuned.folder,
+        answers=answers,
+        metrics={"base": base.metrics, "chat": tuned.metrics},
+        curves={
+            "base": base.folder / "metrics.jsonl",
+            "chat": tuned.folder / "metrics.jsonl",
+        },
+        facts=facts,
+    )
+    print(f"\n{score_table(report['scores'])}\n")
+    for texts in samples:
+        chat.tell_conversation(generators["chat"], texts)
+    print(
+        f"""
+report          {tuned.folder}/report.md
+chat            kerasgpt chat {tuned.folder}
+TensorBoard     tensorboard --logdir {tuned.folder.parent}
+serve           {version} is ready for TF Serving, see saved_models/README.md
+your own data   python experiments/run_sft.py data.path=my_chats.jsonl \
+run_dir=experiments/runs/mine export_dir=saved_models/mine"""
+    )
+
+
+if __name__ == "__main__":
+    run_script(
+        main,
+        CONFIG,
+        stages=lambda config: {
+            "pretrain": config.pretrain,
+            "train": config.train,
+        },
+        document=__doc__,
+    )

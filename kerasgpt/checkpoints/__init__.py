@@ -1,0 +1,16 @@
+"""Owns weights entering or leaving a run."""
+
+from kerasgpt.checkpoints.model_folder import load_model, save_model
+from kerasgpt.checkpoints.run_state import (
+    list_run_states,
+    load_run_state,
+    save_run_state,
+)
+
+__all__ = [
+    "list_run_states",
+    "load_model",
+    "load_run_state",
+    "save_model",
+    "save_run_state",
+]

@@ -1,0 +1,141 @@
+"""Owns a finished model as a folder. Not: the state of a run (run_state.py)."""
+
+import pathlib
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kerasgpt.config import InputError
+from kerasgpt.files import (
+    atomic_folder,
+    read_json,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
+from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
+from kerasgpt.tokenizers.byte import ByteTokenizer
+from kerasgpt.tokenizers.sentence_piece import SentencePieceTokenizer
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZERS = {
+    kind.kind: kind for kind in (ByteTokenizer, SentencePieceTokenizer)
+}
+
+
+def save_model(folder, model, tokenizer, **facts):
+    """Writes a model and its tokenizer to a folder, whole or not at all.
+
+    The folder holds config.json, model.safetensors (one tensor a variable,
+    named by its path), tokenizer files and manifest.json with all hashes.
+
+    Args:
+        folder: str or Path, replaced if it exists.
+        model: GPTCausalLM.
+        tokenizer: Tokenizer.
+        **facts: further JSON values for the manifest.
+    """
+    with atomic_folder(folder, overwrite=True) as temporary:
+        save_weights(temporary / WEIGHTS_FILE, model.variables)
+        write_json(temporary / CONFIG_FILE, model.config.to_dict())
+        save_tokenizer(temporary, tokenizer)
+        write_manifest(temporary, **facts)
+
+
+def load_model(folder):
+    """Returns (model, tokenizer) of a folder, after checking every hash.
+
+    Nothing in the folder is executed: the model is rebuilt from its JSON
+    configuration, and only raw tensors are read.
+
+    Args:
+        folder: str or Path: a model folder, or a run folder that holds one
+            named "model".
+
+    Raises:
+        InputError: if a file is missing, damaged or of another shape.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / CONFIG_FILE).is_file() or (folder / "model").is_dir():
+        folder = folder / "model"
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise InputError(
+            f"{folder.parent}: holds no trained model (no model/{WEIGHTS_FILE})"
+            f"; name a run folder such as experiments/runs/shop_sft."
+        )
+    read_manifest(folder)
+    try:
+        config = GPTConfig.from_dict(read_json(folder / CONFIG_FILE))
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG_FILE}: {error}") from error
+    model = GPTCausalLM(config, name="gpt")
+    model.build()
+    load_weights(folder / WEIGHTS_FILE, model.variables)
+    return model, load_tokenizer(folder)
+
+
+def save_tokenizer(folder, tokenizer):
+    """Writes a tokenizer's kind and files into an existing folder."""
+    write_json(
+        folder / TOKENIZER_FILE,
+        {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint()},
+    )
+    tokenizer.save_files(folder)
+
+
+def load_tokenizer(folder):
+    """Returns the tokenizer that `save_tokenizer` wrote.
+
+    Raises:
+        InputError: if its kind is unknown or a file is missing.
+    """
+    path = pathlib.Path(folder) / TOKENIZER_FILE
+    kind = read_json(path).get("kind")
+    if kind not in TOKENIZERS:
+        raise InputError(f"{path}: unknown tokenizer kind {kind!r}.")
+    return TOKENIZERS[kind].load_files(folder)
+
+
+def save_weights(path, variables):
+    """Writes variables to a safetensors file, named by their paths."""
+    tensors = {
+        variable_name(variable): np.asarray(variable.numpy())
+        for variable in variables
+    }
+    if len(tensors) != len(variables):
+        raise ValueError("two variables share a path; name their layers.")
+    safetensors.numpy.save_file(tensors, path)
+
+
+def load_weights(path, variables):
+    """Fills variables from a safetensors file; names and shapes must agree.
+
+    Raises:
+        InputError: naming the tensor that is missing, extra or misshapen.
+    """
+    by_name = {variable_name(variable): variable for variable in variables}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+            if names != set(by_name):
+                odd = sorted(names ^ set(by_name))[0]
+                state = "missing" if odd in by_name else "not expected"
+                raise InputError(f"{path}: tensor {odd} is {state}.")
+            for name, variable in by_name.items():
+                shape = tuple(file.get_slice(name).get_shape())
+                if shape != tuple(variable.shape):
+                    raise InputError(
+                        f"{path}: tensor {name} has shape {shape}; this model "
+                        f"needs {tuple(variable.shape)}."
+                    )
+                variable.assign(file.get_tensor(name))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read: {error}.") from error
+
+
+def variable_name(variable):
+    """Returns the path of a variable without the name of its root."""
+    return variable.path.partition("/")[2] or variable.path

@@ -1,0 +1,189 @@
+"""Owns the command line: parse, one call, errors as one line."""
+
+import argparse
+import os
+import signal
+import sys
+
+# Before TensorFlow is imported: its start-up notes would bury our own lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from kerasgpt.checkpoints.model_folder import load_model  # noqa: E402
+from kerasgpt.config import InputError  # noqa: E402
+from kerasgpt.generation.generate import Generator  # noqa: E402
+from kerasgpt.serving.chat import chat  # noqa: E402
+from kerasgpt.serving.saved_model import export_saved_model  # noqa: E402
+from kerasgpt.training.plan import plan_run  # noqa: E402
+from kerasgpt.training.stage import Interrupted  # noqa: E402
+
+
+def run_script(main, config, *, stages, document):
+    """Runs an experiment script: settings from the command line, one call.
+
+    `--help` lists every setting; `--dry-run` prints the resolved settings and
+    what the run will cost, and does nothing.
+
+    Args:
+        main: function of the resolved config.
+        config: Config with the defaults.
+        stages: function of the config, returns dict of name to TrainConfig.
+        document: str, the script's docstring.
+    """
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(document.strip())
+        print("\nSettings, written key=value:\n")
+        print(settings_table(config))
+        return
+
+    def start():
+        overrides = [text for text in arguments if text != "--dry-run"]
+        resolved = config.override(overrides)
+        if "--dry-run" in arguments:
+            for key, _, _, value, _ in resolved.describe():
+                print(f"{key}={'none' if value is None else value}")
+            print()
+            print("\n".join(plan_run(resolved, stages(resolved))))
+        else:
+            main(resolved)
+
+    sys.exit(guard(start))
+
+
+def guard(function):
+    """Calls a function and returns the exit status.
+
+    An `InputError` is printed as one line, status 2. An interruption says how
+    to go on, status 130 (SIGINT) or 143 (SIGTERM).
+    """
+    try:
+        function()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print(
+            "interrupted; the same command goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output, such as head, has left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def settings_table(config):
+    """Returns one line a setting: key, type, default, meaning with unit."""
+    rows = config.describe()
+    width = max(len(key) for key, *_ in rows)
+    lines = []
+    for key, kind, unit, default, description in rows:
+        shown = "none" if default is None else str(default) or '""'
+        meaning = f"{description} [{unit}]" if unit else description
+        lines.append(f"  {key:{width}}  {kind}, default {shown}\n"
+                     f"  {'':{width}}    {meaning}")
+    return "\n".join(lines)
+
+
+def main():
+    """Runs the `kerasgpt` command."""
+    options = _parser().parse_args()
+    sys.exit(guard(lambda: options.run(options)))
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="kerasgpt",
+        description="Use a model that experiments/run_sft.py trained.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("chat", help="talk with a model")
+    command.add_argument("folder", help="run or model folder")
+    command.add_argument("--system", default="", help="first, hidden message")
+    _add_sampling(command)
+    command.set_defaults(run=_chat)
+
+    command = commands.add_parser("generate", help="continue a text")
+    command.add_argument("folder", help="run or model folder")
+    command.add_argument("text", help="the text, or the user's message")
+    command.add_argument(
+        "--as-chat", action="store_true", help="answer it instead"
+    )
+    command.add_argument(
+        "--num-sequences", type=int, default=1, help="how many results"
+    )
+    _add_sampling(command)
+    command.set_defaults(run=_generate)
+
+    command = commands.add_parser(
+        "export", help="write a SavedModel for TF Serving"
+    )
+    command.add_argument("folder", help="run or model folder")
+    command.add_argument("export_dir", help="gets a new <version>/ folder")
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.set_defaults(run=_export)
+    return parser
+
+
+def _add_sampling(command):
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument(
+        "--temperature", type=float, default=0.0, help="0 = greedy"
+    )
+    command.add_argument("--top-k", type=int, default=0, help="0 = all")
+    command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--min-p", type=float, default=0.0)
+    command.add_argument("--repetition-penalty", type=float, default=1.0)
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _sampling(options):
+    names = (
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+    )
+    return {name: getattr(options, name) for name in names}
+
+
+def _chat(options):
+    generator = Generator(*load_model(options.folder))
+    chat(generator, system=options.system, **_sampling(options))
+
+
+def _generate(options):
+    if options.num_sequences < 1:
+        raise InputError("--num-sequences must be at least 1.")
+    generator = Generator(*load_model(options.folder))
+    count = options.num_sequences
+    if options.as_chat:
+        messages = [{"role": "user", "content": options.text}]
+        texts = generator.reply([messages] * count, **_sampling(options))
+        print("\n".join(texts))
+    else:
+        texts = generator.complete([options.text] * count, **_sampling(options))
+        print("\n".join(options.text + text for text in texts))
+
+
+def _export(options):
+    model, tokenizer = load_model(options.folder)
+    path = export_saved_model(
+        model,
+        tokenizer,
+        options.export_dir,
+        max_new_tokens=options.max_new_tokens,
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

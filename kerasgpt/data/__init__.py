@@ -1,0 +1,1 @@
+"""Owns bytes on disk -> tf.data batches. Not: models."""

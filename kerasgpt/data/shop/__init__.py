@@ -1,0 +1,18 @@
+"""Owns the embedded English and Chinese customer-service world."""
+
+from kerasgpt.data.shop.chats import (
+    TASKS,
+    generate_chats,
+    generate_questions,
+)
+from kerasgpt.data.shop.documents import generate_documents
+from kerasgpt.data.shop.world import World, build_world
+
+__all__ = [
+    "TASKS",
+    "World",
+    "build_world",
+    "generate_chats",
+    "generate_documents",
+    "generate_questions",
+]

@@ -1,0 +1,1 @@
+"""Owns numbers that may be quoted."""

@@ -1,0 +1,364 @@
+"""Owns the cached decode loop. Not: choosing the next token (samplers.py)."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from kerasgpt.config import InputError
+from kerasgpt.generation.samplers import (
+    IMPOSSIBLE,
+    SamplerSettings,
+    choose_next,
+)
+from kerasgpt.tokenizers.chat_template import ChatTemplate
+from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
+
+
+class DecodeState(NamedTuple):
+    """Where a batch stands between two tokens.
+
+    Attributes:
+        token_ids: int32 (batch, max_new_tokens). Generated so far, then 0.
+        num_tokens: int32 (batch,). Generated so far, the stop id included.
+        is_finished: bool (batch,).
+        lengths: int32 (batch,). Tokens of each prompt.
+        logits: float32 (batch, vocabulary_size). Of the next token.
+        is_seen: bool (batch, vocabulary_size). Tokens in the text so far.
+        step: int32 (). Tokens the longest row has generated.
+        cache: KVCache.
+    """
+
+    token_ids: Any
+    num_tokens: Any
+    is_finished: Any
+    lengths: Any
+    logits: Any
+    is_seen: Any
+    step: Any
+    cache: Any
+
+
+def prefill(model, token_ids, lengths, *, max_new_tokens):
+    """Reads all prompts at once and returns the state before the first token.
+
+    Args:
+        model: GPTCausalLM.
+        token_ids: int32 (batch, prompt_length), rows padded at the end.
+        lengths: int32 (batch,). Tokens of each row, at least 1.
+        max_new_tokens: int. Room to reserve for each row.
+
+    Returns:
+        DecodeState.
+    """
+    batch_size, prompt_length = ops.shape(token_ids)
+    positions = ops.broadcast_to(
+        ops.arange(prompt_length, dtype="int32")[None],
+        (batch_size, prompt_length),
+    )
+    is_token = positions < lengths[:, None]
+    cache = model.allocate_cache(batch_size, prompt_length + max_new_tokens)
+    hidden_states, cache = model.backbone(
+        {
+            "token_ids": token_ids,
+            "positions": positions,
+            "segment_ids": ops.cast(is_token, "int32"),
+        },
+        cache=cache,
+    )
+    last = ops.take_along_axis(
+        hidden_states, (lengths - 1)[:, None, None], axis=1
+    )
+    vocabulary_size = model.config.vocabulary_size
+    # Padding counts as token 0, <|pad|>, which is never generated anyhow.
+    is_seen = ops.max(
+        ops.one_hot(
+            ops.where(is_token, token_ids, 0), vocabulary_size, dtype="int32"
+        ),
+        axis=1,
+    )
+    return DecodeState(
+        token_ids=ops.zeros((batch_size, max_new_tokens), "int32"),
+        num_tokens=ops.zeros((batch_size,), "int32"),
+        is_finished=ops.zeros((batch_size,), "bool"),
+        lengths=lengths,
+        logits=model.project(last)[:, 0],
+        is_seen=ops.cast(is_seen, "bool"),
+        step=ops.zeros((), "int32"),
+        cache=cache,
+    )
+
+
+def decode(
+    model, state, settings, *, max_new_tokens, stop_id, is_banned, num_steps
+):
+    """Generates up to `num_steps` more tokens a row.
+
+    A row ends with `stop_id`, or when it has its `max_new_tokens`.
+
+    Args:
+        model: GPTCausalLM.
+        state: DecodeState.
+        settings: SamplerSettings.
+        max_new_tokens: int32 (batch,). At most the room that was reserved.
+        stop_id: int. Ends a row; it is counted as generated.
+        is_banned: bool (vocabulary_size,). Never generated.
+        num_steps: int32 ().
+
+    Returns:
+        DecodeState.
+    """
+    last_step = state.step + num_steps
+
+    def is_running(state):
+        return ops.logical_and(
+            state.step < last_step,
+            ops.logical_not(ops.all(state.is_finished)),
+        )
+
+    def advance(state):
+        logits = ops.where(is_banned[None], IMPOSSIBLE, state.logits)
+        chosen = choose_next(logits, settings, state.step, state.is_seen)
+        is_open = ops.logical_not(state.is_finished)
+        chosen = ops.where(is_open, chosen, 0)
+        num_slots = ops.shape(state.token_ids)[1]
+        column = ops.arange(num_slots, dtype="int32")
+        token_ids = ops.where(
+            (column == state.step)[None], chosen[:, None], state.token_ids
+        )
+        num_tokens = state.num_tokens + ops.cast(is_open, "int32")
+        is_finished = ops.logical_or(
+            state.is_finished,
+            ops.logical_or(
+                ops.equal(chosen, stop_id), num_tokens >= max_new_tokens
+            ),
+        )
+        hidden_states, cache = model.backbone(
+            {
+                "token_ids": chosen[:, None],
+                "positions": (state.lengths + state.step)[:, None],
+                "segment_ids": ops.cast(is_open, "int32")[:, None],
+            },
+            cache=state.cache,
+        )
+        vocabulary_size = model.config.vocabulary_size
+        is_seen = ops.logical_or(
+            state.is_seen,
+            ops.cast(ops.one_hot(chosen, vocabulary_size), "bool"),
+        )
+        return DecodeState(
+            token_ids=token_ids,
+            num_tokens=num_tokens,
+            is_finished=is_finished,
+            lengths=state.lengths,
+            logits=model.project(hidden_states)[:, 0],
+            is_seen=is_seen,
+            step=state.step + 1,
+            cache=cache,
+        )
+
+    flat = tf.nest.flatten(state)
+    flat = ops.while_loop(
+        lambda *flat: is_running(tf.nest.pack_sequence_as(state, flat)),
+        lambda *flat: tf.nest.flatten(
+            advance(tf.nest.pack_sequence_as(state, flat))
+        ),
+        flat,
+    )
+    return tf.nest.pack_sequence_as(state, flat)
+
+
+def banned_ids(vocabulary_size, stop_id):
+    """Returns bool (vocabulary_size,): control tokens but the stop id."""
+    is_banned = np.zeros(vocabulary_size, bool)
+    is_banned[: len(CONTROL_TOKENS)] = True
+    is_banned[stop_id] = False
+    return is_banned
+
+
+class Generator:
+    """Text in, text out, for one model and its tokenizer.
+
+    Prompt lengths, row counts and new tokens are rounded up to powers of two,
+    so that few shapes are ever compiled.
+
+    Args:
+        model: GPTCausalLM.
+        tokenizer: Tokenizer.
+        jit_compile: bool. Compile the whole loop with XLA.
+    """
+
+    def __init__(self, model, tokenizer, *, jit_compile=True):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer)
+        self.context_length = model.config.context_length
+        self._prefill = tf.function(
+            self._traced_prefill, jit_compile=jit_compile
+        )
+        self._decode = tf.function(self._traced_decode, jit_compile=jit_compile)
+
+    def _traced_prefill(self, token_ids, lengths, new_tokens):
+        return prefill(
+            self.model, token_ids, lengths, max_new_tokens=new_tokens.shape[0]
+        )
+
+    def _traced_decode(self, state, settings, limits, stop_id, num_steps):
+        is_banned = banned_ids(
+            self.model.config.vocabulary_size, self.template.end_id
+        )
+        return decode(
+            self.model,
+            state,
+            settings,
+            max_new_tokens=limits,
+            stop_id=stop_id,
+            is_banned=tf.constant(is_banned),
+            num_steps=num_steps,
+        )
+
+    def reply(self, conversations, *, max_new_tokens=128, **sampling):
+        """Returns the assistant's next turn in each conversation.
+
+        Args:
+            conversations: list of lists of {"role", "content"} messages.
+            max_new_tokens: int. At most so many, and no more than fit.
+            **sampling: see `SamplerSettings.constant`.
+
+        Returns:
+            list of str.
+
+        Raises:
+            InputError: if a conversation fills the context.
+        """
+        prompts = [self.template.prompt(chat) for chat in conversations]
+        rows = self.generate_ids(prompts, max_new_tokens, **sampling)
+        return [self.tokenizer.decode(row) for row in rows]
+
+    def complete(self, texts, *, max_new_tokens=128, **sampling):
+        """Returns how the model continues each text, as `reply` does."""
+        start = self.template.document_id
+        prompts = [[start, *self.tokenizer.encode(text)] for text in texts]
+        rows = self.generate_ids(
+            prompts,
+            max_new_tokens,
+            stop_token="<|end_of_document|>",
+            **sampling,
+        )
+        return [self.tokenizer.decode(row) for row in rows]
+
+    def generate_ids(
+        self,
+        prompts,
+        max_new_tokens,
+        *,
+        stop_token="<|end_of_turn|>",
+        batch_size=64,
+        **sampling,
+    ):
+        """Returns generated ids, lists without the stop id, one a prompt.
+
+        Args:
+            prompts: list of lists of int.
+            max_new_tokens: int.
+            stop_token: str, the control token that ends a row.
+            batch_size: int, rows decoded together.
+            **sampling: see `SamplerSettings.constant`.
+        """
+        # Equal lengths together: a batch is as long as its longest prompt.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        results = [None] * len(prompts)
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            state, settings, limits, stop_id = self._start(
+                [prompts[row] for row in rows],
+                max_new_tokens,
+                stop_token,
+                sampling,
+            )
+            state = self._decode(
+                state, settings, limits, stop_id, tf.constant(1 << 30)
+            )
+            token_ids = state.token_ids.numpy()
+            counts = state.num_tokens.numpy()
+            for index, row in enumerate(rows):
+                ids = token_ids[index, : counts[index]].tolist()
+                if ids and ids[-1] == int(stop_id):
+                    ids.pop()
+                results[row] = ids
+        return results
+
+    def stream(self, conversation, *, max_new_tokens=128, **sampling):
+        """Yields the assistant's next turn piece by piece, as it is written.
+
+        A piece ends at a whole character, so joined pieces equal `reply`.
+
+        Args:
+            conversation: list of {"role", "content"} messages.
+            max_new_tokens, **sampling: see `reply`.
+
+        Yields:
+            str.
+        """
+        state, settings, limits, stop_id = self._start(
+            [self.template.prompt(conversation)],
+            max_new_tokens,
+            "<|end_of_turn|>",
+            sampling,
+        )
+        told = ""
+        while True:
+            state = self._decode(
+                state, settings, limits, stop_id, tf.constant(1)
+            )
+            is_finished = bool(state.is_finished[0])
+            ids = state.token_ids[0, : int(state.num_tokens[0])].numpy()
+            text = self.tokenizer.decode(ids.tolist())
+            # A last U+FFFD may be half a character that is still to come.
+            whole = text if is_finished else text.rstrip("\ufffd")
+            if whole.startswith(told) and len(whole) > len(told):
+                yield whole[len(told) :]
+                told = whole
+            if is_finished:
+                return
+
+    def _start(self, prompts, max_new_tokens, stop_token, sampling):
+        longest = max(map(len, prompts))
+        room = self.context_length - longest
+        if room < 1:
+            raise InputError(
+                f"a prompt of {longest} tokens fills the context of "
+                f"{self.context_length}; shorten it."
+            )
+        if max_new_tokens < 1:
+            raise InputError(
+                f"max_new_tokens={max_new_tokens}: must be at least 1."
+            )
+        rows = _power_of_two(len(prompts))
+        columns = _power_of_two(longest, smallest=16)
+        new_tokens = _power_of_two(max_new_tokens, smallest=16)
+        token_ids = np.zeros((rows, columns), np.int32)
+        lengths = np.ones(rows, np.int32)
+        limits = np.ones(rows, np.int32)
+        for index, prompt in enumerate(prompts):
+            token_ids[index, : len(prompt)] = prompt
+            lengths[index] = len(prompt)
+            limits[index] = min(
+                max_new_tokens, self.context_length - len(prompt)
+            )
+        try:
+            settings = SamplerSettings.constant(rows, **sampling)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        state = self._prefill(
+            tf.constant(token_ids),
+            tf.constant(lengths),
+            tf.zeros((new_tokens,)),
+        )
+        stop_id = tf.constant(self.tokenizer.control_id(stop_token))
+        return state, settings, tf.constant(limits), stop_id
+
+
+def _power_of_two(count, *, smallest=1):
+    return max(smallest, 1 << (count - 1).bit_length())

@@ -1,0 +1,13 @@
+"""Owns the Keras layers of a Transformer. Not: knowledge of a whole model."""
+
+from kerasgpt.layers.attention import MultiHeadAttention
+from kerasgpt.layers.blocks import DecoderBlock
+from kerasgpt.layers.feed_forward import FeedForward
+from kerasgpt.layers.rotary import RotaryEmbedding
+
+__all__ = [
+    "DecoderBlock",
+    "FeedForward",
+    "MultiHeadAttention",
+    "RotaryEmbedding",
+]

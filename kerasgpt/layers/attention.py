@@ -1,0 +1,219 @@
+"""Owns attention. Not: which key is visible (masks.py), the cache (cache.py).
+
+Einsum letters of this room: B batch, T target, S source, K key/value heads,
+G query heads that share one key/value head, H head width, D model width.
+"""
+
+import keras
+from keras import ops
+
+from kerasgpt.layers.cache import write_slots
+from kerasgpt.layers.rotary import RotaryEmbedding
+
+# Finite, so that a fully masked row gives numbers, not NaN.
+MASKED_SCORE = -1e30
+
+
+@keras.saving.register_keras_serializable("kerasgpt")
+class MultiHeadAttention(keras.layers.Layer):
+    """Scaled dot-product attention whose query heads share key/value heads.
+
+    softmax(Q K^T / sqrt(d_k) + M) V, our `head_dim` being the paper's d_k and
+    M 0 where the mask is true, very negative elsewhere. `num_kv_heads` equal
+    to `num_heads` is multi-head, smaller is grouped-query, 1 is multi-query
+    attention. Scores are computed in the compute dtype, their softmax in
+    float32. A fully masked row returns zeros before the output projection.
+
+    `keras.layers.GroupQueryAttention` is not used: it has neither rotary
+    positions, QK-norm nor a cache, and its 3-D kernels are passed over by
+    `keras.optimizers.Muon`, which orthogonalises 2-D kernels only.
+
+    Args:
+        num_heads: int. Query heads.
+        num_kv_heads: int. Key/value heads, a divisor of `num_heads`.
+            `None` = `num_heads`.
+        head_dim: int. Width of a head.
+        rotary_base: float. Base of the rotary positions. `None` = none.
+        qk_norm: bool. RMS-normalise queries and keys, a head at a time.
+        use_bias: bool. Biases in the four projections.
+        norm_epsilon: float. Of the QK-norm.
+        kernel_initializer: of the query, key and value projections.
+        output_initializer: of the output projection.
+
+    Call arguments:
+        hidden_states: float (batch, target_length, model_dim).
+        attention_mask: bool (batch, target_length, source_length), true = may attend.
+        positions: int (batch, target_length). Used if `rotary_base` is set.
+        keys, values: float (batch, slots, num_kv_heads, head_dim). Cache of
+            this layer; source_length is then `slots`. `None` = no cache.
+        start: int32 (). First cache slot to write.
+
+    Returns:
+        float (batch, target_length, model_dim), then the keys and values that
+        were attended to: the updated cache, or those of this call.
+
+    Raises:
+        ValueError: if `num_heads % num_kv_heads != 0`.
+
+    Example:
+        One token sees itself only, so its attention weight is 1:
+
+        >>> attention = MultiHeadAttention(2, head_dim=4)
+        >>> output, keys, values = attention(
+        ...     ops.ones((1, 1, 8)), attention_mask=ops.ones((1, 1, 1), "bool"))
+        >>> tuple(output.shape), tuple(keys.shape)
+        ((1, 1, 8), (1, 1, 2, 4))
+
+    Reference: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2; Ainslie et
+    al. 2023, GQA (arXiv 2305.13245), section 2.2; Henry et al. 2020,
+    query-key normalisation (arXiv 2010.04245).
+    """
+
+    def __init__(
+        self,
+        num_heads,
+        *,
+        head_dim,
+        num_kv_heads=None,
+        rotary_base=None,
+        qk_norm=False,
+        use_bias=False,
+        norm_epsilon=1e-6,
+        kernel_initializer="glorot_uniform",
+        output_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.head_dim = head_dim
+        self.rotary_base = rotary_base
+        self.qk_norm = qk_norm
+        self.use_bias = use_bias
+        self.norm_epsilon = norm_epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.output_initializer = keras.initializers.get(output_initializer)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads; received "
+                f"num_heads={num_heads}, num_kv_heads={num_kv_heads}."
+            )
+
+    def build(self, hidden_states_shape, *unused_shapes, **unused_kwargs):
+        model_dim = hidden_states_shape[-1]
+        self.query_projection = self._dense("query", self.num_heads)
+        self.key_projection = self._dense("key", self.num_kv_heads)
+        self.value_projection = self._dense("value", self.num_kv_heads)
+        for projection in (
+            self.query_projection,
+            self.key_projection,
+            self.value_projection,
+        ):
+            projection.build(hidden_states_shape)
+        self.output_projection = keras.layers.Dense(
+            model_dim,
+            use_bias=self.use_bias,
+            kernel_initializer=self.output_initializer.clone(),
+            dtype=self.dtype_policy,
+            name="output",
+        )
+        self.output_projection.build(
+            (None, None, self.num_heads * self.head_dim)
+        )
+        if self.rotary_base is not None:
+            self.rotary = RotaryEmbedding(
+                self.rotary_base, dtype=self.dtype_policy, name="rotary"
+            )
+        if self.qk_norm:
+            self.query_norm = self._norm("query_norm")
+            self.key_norm = self._norm("key_norm")
+        self.built = True
+
+    def _dense(self, name, num_heads):
+        # A clone each: one instance gives equal values at each call, so query,
+        # key and value would start equal.
+        return keras.layers.Dense(
+            num_heads * self.head_dim,
+            use_bias=self.use_bias,
+            kernel_initializer=self.kernel_initializer.clone(),
+            dtype=self.dtype_policy,
+            name=name,
+        )
+
+    def _norm(self, name):
+        norm = keras.layers.RMSNormalization(
+            epsilon=self.norm_epsilon, dtype=self.dtype_policy, name=name
+        )
+        norm.build((None, None, None, self.head_dim))
+        return norm
+
+    def call(
+        self,
+        hidden_states,
+        attention_mask,
+        positions=None,
+        keys=None,
+        values=None,
+        start=None,
+    ):
+        query = self._heads(
+            self.query_projection(hidden_states), self.num_heads
+        )
+        key = self._heads(self.key_projection(hidden_states), self.num_kv_heads)
+        value = self._heads(
+            self.value_projection(hidden_states), self.num_kv_heads
+        )
+        if self.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if self.rotary_base is not None:
+            query = self.rotary(query, positions)
+            key = self.rotary(key, positions)
+        if keys is not None:
+            key = write_slots(keys, key, start)
+            value = write_slots(values, value, start)
+        attended = self._attend(query, key, value, attention_mask)
+        return self.output_projection(attended), key, value
+
+    def _heads(self, projected, num_heads):
+        return ops.reshape(
+            projected,
+            (-1, ops.shape(projected)[1], num_heads, self.head_dim),
+        )
+
+    def _attend(self, query, key, value, mask):
+        group = self.num_heads // self.num_kv_heads
+        length = ops.shape(query)[1]
+        query = query * ops.cast(self.head_dim**-0.5, query.dtype)
+        query = ops.reshape(
+            query, (-1, length, self.num_kv_heads, group, self.head_dim)
+        )
+        scores = ops.einsum("btkgh,bskh->bkgts", query, key)
+        mask = mask[:, None, None]
+        scores = ops.where(mask, ops.cast(scores, "float32"), MASKED_SCORE)
+        weights = ops.softmax(scores, axis=-1)
+        visible = ops.any(mask, axis=-1, keepdims=True)
+        weights = weights * ops.cast(visible, "float32")
+        attended = ops.einsum(
+            "bkgts,bskh->btkgh", ops.cast(weights, value.dtype), value
+        )
+        return ops.reshape(
+            attended, (-1, length, self.num_heads * self.head_dim)
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "rotary_base": self.rotary_base,
+            "qk_norm": self.qk_norm,
+            "use_bias": self.use_bias,
+            "norm_epsilon": self.norm_epsilon,
+            "kernel_initializer": keras.initializers.serialize(
+                self.kernel_initializer
+            ),
+            "output_initializer": keras.initializers.serialize(
+                self.output_initializer
+            ),
+        }

@@ -1,0 +1,407 @@
+"""Owns the decoder-only model. Not: tokens to text, sampling, the train step.
+
+One `call` serves fit, scoring, cached decoding and export.
+"""
+
+import dataclasses
+
+import keras
+from keras import ops
+
+from kerasgpt.config import Config, InputError, setting
+from kerasgpt.layers.blocks import DecoderBlock, build_norm
+from kerasgpt.layers.cache import KVCache, allocate_cache, write_slots
+from kerasgpt.layers.feed_forward import ACTIVATIONS
+from kerasgpt.layers.masks import attention_mask
+
+# Parameters named so are embedding tables: Muon leaves them to AdamW, and
+# they are not decayed. Keras' Muon looks for this very word in the path.
+EMBEDDING_NAME = "embedding"
+ACTIVATION_NAMES = tuple(ACTIVATIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPTConfig(Config):
+    """Shape of a decoder-only Transformer, from GPT-2's to Llama's and Qwen's.
+
+    Raises:
+        ValueError: for widths that do not fit together.
+
+    Example:
+        >>> GPTConfig.from_depth(12, vocabulary_size=50257).model_dim
+        768
+    """
+
+    vocabulary_size: int = setting(256, "rows of the embedding", unit="tokens")
+    context_length: int = setting(256, "longest input", unit="tokens")
+    num_layers: int = setting(4, "decoder blocks")
+    num_heads: int = setting(4, "query heads of a block")
+    num_kv_heads: int = setting(4, "key/value heads, a divisor of num_heads")
+    head_dim: int = setting(32, "width of a head")
+    model_dim: int = setting(128, "width of the residual stream")
+    inner_dim: int = setting(512, "inner width of the feed-forward network")
+    activation: str = setting(
+        "relu2",
+        "of the feed-forward network",
+        choices=ACTIVATION_NAMES,
+    )
+    norm: str = setting("rms", "normalisation", choices=("rms", "layer"))
+    norm_epsilon: float = setting(1e-6, "added to the variance")
+    position: str = setting(
+        "rotary",
+        "how order enters: rotated queries and keys, or a learned table",
+        choices=("rotary", "learned"),
+    )
+    rotary_base: float = setting(10000.0, "wavelength base of rotary positions")
+    qk_norm: bool = setting(True, "RMS-normalise queries and keys")
+    use_bias: bool = setting(False, "biases in all projections")
+    tie_embeddings: bool = setting(True, "one table reads and writes tokens")
+    dropout_rate: float = setting(0.0, "of embeddings and residual branches")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                if value < 1:
+                    raise ValueError(
+                        f"{field.name} must be at least 1; received {value}."
+                    )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads must be a multiple of num_kv_heads; received "
+                f"{self.num_heads} and {self.num_kv_heads}."
+            )
+        if self.position == "rotary" and self.head_dim % 2:
+            raise ValueError(
+                f"rotary positions need an even head_dim; received "
+                f"{self.head_dim}."
+            )
+
+    @classmethod
+    def from_depth(cls, depth, **overrides):
+        """Returns the shape that one dial, the number of layers, implies.
+
+        The width grows with the depth, 64 a layer as in nanochat, and is at
+        least 128; heads are 64 wide (32 below a width of 256, so that a small
+        model still has four).
+
+        Args:
+            depth: int. Decoder blocks.
+            **overrides: any field; `None` keeps the derived value.
+
+        Raises:
+            ValueError: if depth < 1, or overrides do not fit together.
+        """
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1; received {depth}.")
+        chosen = {k: v for k, v in overrides.items() if v is not None}
+        model_dim = chosen.get("model_dim", max(128, 64 * depth))
+        head_dim = chosen.get("head_dim", 64 if model_dim >= 256 else 32)
+        # A width of 0 is refused below, where all widths are checked.
+        fitting = model_dim // max(1, head_dim)
+        num_heads = chosen.get("num_heads", max(1, fitting))
+        derived = {
+            "num_layers": depth,
+            "model_dim": model_dim,
+            "head_dim": head_dim,
+            "num_heads": num_heads,
+            "num_kv_heads": num_heads,
+            "inner_dim": 4 * model_dim,
+        }
+        return cls(**{**derived, **chosen})
+
+    @property
+    def num_parameters(self):
+        """int. Trainable numbers, counted without building the model."""
+        width, inner = self.model_dim, self.inner_dim
+        query, key = (
+            self.num_heads * self.head_dim,
+            self.num_kv_heads * self.head_dim,
+        )
+        gated = self.activation in ("swiglu", "geglu")
+        norm = width * (2 if self.norm == "layer" else 1)
+        block = 2 * norm + 2 * width * query + 2 * width * key
+        block += (3 if gated else 2) * width * inner
+        if self.qk_norm:
+            block += 2 * self.head_dim
+        if self.use_bias:
+            block += query + 2 * key + width + inner * (2 if gated else 1)
+            block += width
+        tables = self.vocabulary_size * (1 if self.tie_embeddings else 2)
+        if self.position == "learned":
+            tables += self.context_length
+        return self.num_layers * block + norm + tables * width
+
+    @property
+    def training_flops_per_token(self):
+        """float. Forward and backward: 6 a matrix parameter, plus attention.
+
+        Reference: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), appendix B.
+        """
+        table = self.vocabulary_size * self.model_dim
+        # The embedding is a look-up; as output head it is a matrix product.
+        matrices = self.num_parameters - (0 if self.tie_embeddings else table)
+        attended = self.num_heads * self.head_dim * self.context_length
+        return 6 * matrices + 12 * self.num_layers * attended
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Config):
+    """One dial, `depth`, and what may be set apart from it.
+
+    Every `None` is derived from the depth or from the data.
+    """
+
+    depth: int = setting(4, "decoder blocks; sets width, heads and more")
+    context_length: int | None = setting(
+        None,
+        "longest input; none = 256, or what your conversations need",
+        unit="tokens",
+    )
+    model_dim: int | None = setting(None, "width; none = from depth")
+    num_heads: int | None = setting(None, "query heads; none = from width")
+    num_kv_heads: int | None = setting(None, "none = num_heads")
+    head_dim: int | None = setting(None, "none = 32, 64 from a width of 256")
+    inner_dim: int | None = setting(None, "none = 4 widths")
+    activation: str = setting(
+        "relu2", "of the feed-forward network", choices=ACTIVATION_NAMES
+    )
+    norm: str = setting("rms", "normalisation", choices=("rms", "layer"))
+    position: str = setting(
+        "rotary", "how order enters", choices=("rotary", "learned")
+    )
+    rotary_base: float = setting(10000.0, "wavelength base of rotary positions")
+    qk_norm: bool = setting(True, "RMS-normalise queries and keys")
+    use_bias: bool = setting(False, "biases in all projections")
+    tie_embeddings: bool = setting(True, "one table reads and writes tokens")
+    dropout_rate: float = setting(0.0, "of embeddings and residual branches")
+
+    def build_config(self, *, vocabulary_size, context_length):
+        """Returns the GPTConfig for a vocabulary and a context.
+
+        Args:
+            vocabulary_size: int.
+            context_length: int, tokens, where none is set here.
+
+        Raises:
+            InputError: if the settings do not fit together.
+        """
+        values = self.to_dict()
+        values.pop("depth")
+        values["context_length"] = self.context_length or context_length
+        try:
+            return GPTConfig.from_depth(
+                self.depth, vocabulary_size=vocabulary_size, **values
+            )
+        except ValueError as error:
+            raise InputError(f"model: {error}") from error
+
+
+@keras.saving.register_keras_serializable("kerasgpt")
+class GPTBackbone(keras.Model):
+    """Token ids -> hidden states of a stack of causal decoder blocks.
+
+    Args:
+        config: GPTConfig, or the dict of one.
+
+    Call arguments:
+        inputs: dict of
+            token_ids: int32 (batch, length);
+            positions: int32 (batch, length), optional, default 0, 1, 2, …;
+            segment_ids: int32 (batch, length), optional, default 1. Tokens
+                see their own segment only; 0 = padding.
+        cache: KVCache of earlier tokens, or None.
+
+    Returns:
+        float (batch, length, model_dim); with a cache also the cache that
+        holds these tokens.
+
+    Example:
+        >>> backbone = GPTBackbone(GPTConfig.from_depth(2))
+        >>> tuple(backbone({"token_ids": ops.array([[1, 2, 3]])}).shape)
+        (1, 3, 128)
+
+    Reference: Radford et al. 2019 (GPT-2), section 2.3; Touvron et al. 2023,
+    Llama (arXiv 2302.13971), section 2.2, for the RMSNorm/rotary shape.
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        if isinstance(config, dict):
+            config = GPTConfig.from_dict(config)
+        self.config = config
+        # Small tables keep the first logits near zero, so that the first loss
+        # is near ln V; kernels keep the variance of what they read.
+        table = keras.initializers.RandomNormal(stddev=0.02)
+        kernel = keras.initializers.VarianceScaling(1.0, "fan_in", "normal")
+        output = keras.initializers.VarianceScaling(
+            1.0 / (2 * config.num_layers), "fan_in", "normal"
+        )
+        self.token_embedding = keras.layers.ReversibleEmbedding(
+            config.vocabulary_size,
+            config.model_dim,
+            tie_weights=config.tie_embeddings,
+            embeddings_initializer=table,
+            reverse_dtype="float32",
+            name=f"token_{EMBEDDING_NAME}",
+        )
+        if config.position == "learned":
+            self.position_embedding = keras.layers.Embedding(
+                config.context_length,
+                config.model_dim,
+                embeddings_initializer=table.clone(),
+                name=f"position_{EMBEDDING_NAME}",
+            )
+        self.dropout = (
+            keras.layers.Dropout(config.dropout_rate, name="dropout")
+            if config.dropout_rate
+            else keras.layers.Identity(name="dropout")
+        )
+        self.blocks = [
+            DecoderBlock(
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                head_dim=config.head_dim,
+                inner_dim=config.inner_dim,
+                rotary_base=(
+                    config.rotary_base if config.position == "rotary" else None
+                ),
+                qk_norm=config.qk_norm,
+                activation=config.activation,
+                norm=config.norm,
+                norm_epsilon=config.norm_epsilon,
+                use_bias=config.use_bias,
+                dropout_rate=config.dropout_rate,
+                kernel_initializer=kernel,
+                output_initializer=output,
+                name=f"block_{index}",
+            )
+            for index in range(config.num_layers)
+        ]
+        self.final_norm = build_norm(
+            config.norm, epsilon=config.norm_epsilon, name="final_norm"
+        )
+
+    def build(self, input_shape=None):
+        hidden_shape = (None, None, self.config.model_dim)
+        self.token_embedding.build()
+        if self.config.position == "learned":
+            self.position_embedding.build()
+        for block in self.blocks:
+            block.build(hidden_shape)
+        self.final_norm.build(hidden_shape)
+        self.built = True
+
+    def call(self, inputs, cache=None, training=None):
+        token_ids = ops.convert_to_tensor(inputs["token_ids"], "int32")
+        positions = inputs.get("positions")
+        if positions is None:
+            positions = ops.broadcast_to(
+                ops.arange(ops.shape(token_ids)[1], dtype="int32")[None],
+                ops.shape(token_ids),
+            )
+        segment_ids = inputs.get("segment_ids")
+        if segment_ids is None:
+            segment_ids = ops.ones_like(token_ids)
+        positions = ops.convert_to_tensor(positions, "int32")
+        segment_ids = ops.convert_to_tensor(segment_ids, "int32")
+
+        if cache is None:
+            key_positions, key_segment_ids = positions, segment_ids
+        else:
+            key_positions = write_slots(
+                cache.positions, positions, cache.length
+            )
+            key_segment_ids = write_slots(
+                cache.segment_ids, segment_ids, cache.length
+            )
+        visible = attention_mask(
+            positions, segment_ids, key_positions, key_segment_ids
+        )
+
+        hidden_states = self.token_embedding(token_ids)
+        if self.config.position == "learned":
+            hidden_states = hidden_states + self.position_embedding(positions)
+        hidden_states = self.dropout(hidden_states, training=training)
+        all_keys, all_values = [], []
+        for index, block in enumerate(self.blocks):
+            hidden_states, keys, values = block(
+                hidden_states,
+                attention_mask=visible,
+                positions=positions,
+                keys=None if cache is None else cache.keys[index],
+                values=None if cache is None else cache.values[index],
+                start=None if cache is None else cache.length,
+                training=training,
+            )
+            all_keys.append(keys)
+            all_values.append(values)
+        hidden_states = self.final_norm(hidden_states)
+        if cache is None:
+            return hidden_states
+        return hidden_states, KVCache(
+            keys=tuple(all_keys),
+            values=tuple(all_values),
+            positions=key_positions,
+            segment_ids=key_segment_ids,
+            length=cache.length + ops.shape(token_ids)[1],
+        )
+
+    def get_config(self):
+        return {"name": self.name, "config": self.config.to_dict()}
+
+
+@keras.saving.register_keras_serializable("kerasgpt")
+class GPTCausalLM(keras.Model):
+    """Token ids -> logits of the token after each of them.
+
+    Args:
+        config: GPTConfig, or the dict of one.
+
+    Call arguments:
+        inputs, cache: see `GPTBackbone`.
+
+    Returns:
+        float32 (batch, length, vocabulary_size) logits; with a cache also the
+        cache that holds these tokens.
+
+    Example:
+        >>> model = GPTCausalLM(GPTConfig.from_depth(2))
+        >>> tuple(model({"token_ids": ops.array([[1, 2, 3]])}).shape)
+        (1, 3, 256)
+        >>> model.compile("adamw", keras.losses.SparseCategoricalCrossentropy(
+        ...     from_logits=True, reduction="mean_with_sample_weight"))
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        self.backbone = GPTBackbone(config, name="backbone")
+        self.config = self.backbone.config
+
+    def build(self, input_shape=None):
+        self.backbone.build()
+        self.built = True
+
+    def call(self, inputs, cache=None, training=None):
+        outputs = self.backbone(inputs, cache=cache, training=training)
+        hidden_states = outputs if cache is None else outputs[0]
+        logits = self.project(hidden_states)
+        return logits if cache is None else (logits, outputs[1])
+
+    def project(self, hidden_states):
+        """Returns the logits (…, vocabulary_size) of hidden states."""
+        return self.backbone.token_embedding(hidden_states, reverse=True)
+
+    def allocate_cache(self, batch_size, num_slots):
+        """Returns an empty `KVCache` of `num_slots` tokens for each row."""
+        return allocate_cache(
+            self.config.num_layers,
+            batch_size=batch_size,
+            num_slots=num_slots,
+            num_kv_heads=self.config.num_kv_heads,
+            head_dim=self.config.head_dim,
+            dtype=self.backbone.compute_dtype,
+        )
+
+    def get_config(self):
+        return {"name": self.name, "config": self.config.to_dict()}

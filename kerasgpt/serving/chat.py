@@ -1,0 +1,96 @@
+"""Owns the chat in the terminal. Not: how a reply is generated."""
+
+import sys
+
+from kerasgpt.config import InputError
+
+
+def chat(generator, *, system="", read=input, write=sys.stdout.write, **options):
+    """Talks with the user until they leave, replies streaming as they come.
+
+    The conversation is kept; when it fills the context, its oldest turns are
+    dropped, which is said.
+
+    Args:
+        generator: Generator.
+        system: str, first message of the conversation, if not empty.
+        read: function of a prompt, returns a line; EOFError ends the chat.
+        write: function of one str.
+        **options: see `Generator.reply`.
+    """
+    write("Type a message; /new starts over, /quit leaves.\n")
+    write("输入消息开始对话；/new 重新开始，/quit 退出。\n")
+    opening = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    while True:
+        try:
+            text = read("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            write("\n")
+            return
+        if text == "/quit":
+            return
+        if text == "/new":
+            messages = list(opening)
+            continue
+        if not text:
+            continue
+        messages.append({"role": "user", "content": text})
+        kept = fit_context(generator, messages, num_fixed=len(opening))
+        if kept is None:
+            write(
+                f"(too long: a message of this model has at most "
+                f"{generator.context_length} tokens)\n"
+            )
+            messages.pop()
+            continue
+        if len(kept) < len(messages):
+            write("(the oldest turns no longer fit and were dropped)\n")
+        messages = kept
+        pieces = []
+        try:
+            for piece in generator.stream(messages, **options):
+                pieces.append(piece)
+                write(piece)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            write(" (stopped)")
+        write("\n")
+        messages.append({"role": "assistant", "content": "".join(pieces)})
+
+
+def fit_context(generator, messages, *, num_fixed=0, room=32):
+    """Returns the messages without the oldest turns that do not fit.
+
+    Args:
+        generator: Generator.
+        messages: list of messages.
+        num_fixed: int. So many messages at the start always stay.
+        room: int, tokens kept free for the reply.
+
+    Returns:
+        list of messages, or None if even the last one is too long.
+    """
+    fixed, turns = messages[:num_fixed], list(messages[num_fixed:])
+    while turns:
+        prompt = generator.template.prompt([*fixed, *turns])
+        if len(prompt) + room <= generator.context_length:
+            return [*fixed, *turns]
+        turns.pop(0)
+        # A conversation begins with the user's turn.
+        while turns and turns[0]["role"] != "user":
+            turns.pop(0)
+    return None
+
+
+def tell_conversation(generator, texts, *, write=sys.stdout.write):
+    """Writes a conversation in which the user says `texts`, one a turn."""
+    messages = []
+    for text in texts:
+        messages.append({"role": "user", "content": text})
+        kept = fit_context(generator, messages)
+        if kept is None:
+            raise InputError(f"{text!r}: does not fit the model's context.")
+        (reply,) = generator.reply([kept], max_new_tokens=64)
+        messages = [*kept, {"role": "assistant", "content": reply}]
+        write(f"  > {text}\n    {reply}\n")

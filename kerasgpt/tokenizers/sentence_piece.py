@@ -1,0 +1,188 @@
+"""Owns SentencePiece: training it and running it. Not: control tokens' use."""
+
+import hashlib
+import io
+import pathlib
+
+import sentencepiece
+import tensorflow as tf
+import tensorflow_text as tf_text
+from tensorflow_text.python.ops import sentencepiece_tokenizer
+
+from kerasgpt.config import InputError
+from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS, Tokenizer
+
+# SentencePiece writes spaces as U+2581, so that a U+2581 in the text would
+# come back as a space. It is spelled with an escape: U+10FFFF 1, and U+10FFFF,
+# a code point that stands for no character, is itself U+10FFFF 0.
+SPACE_MARK, ESCAPE = "\u2581", "\U0010ffff"
+MODEL_FILE = "sentencepiece.model"
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model run by TF Text, eagerly and in graphs.
+
+    Any valid UTF-8 text comes back as it was: the model is trained without
+    normalisation and falls back to bytes.
+
+    Args:
+        model: bytes of a SentencePiece model from `train_sentence_piece`.
+
+    Raises:
+        InputError: if the model's first pieces are not our control tokens.
+
+    Example:
+        >>> tokenizer = train_sentence_piece(["to be or not to be"] * 9,
+        ...                                  vocabulary_size=300)
+        >>> tokenizer.decode(tokenizer.encode(" to  be\\t\\u4f60!"))
+        ' to  be\\t\\u4f60!'
+    """
+
+    kind = "sentence_piece"
+
+    def __init__(self, model):
+        super().__init__(name="sentence_piece_tokenizer")
+        self._model = model
+        self._operation = tf_text.SentencepieceTokenizer(
+            model=model, out_type=tf.int32
+        )
+        self._operation._model_resource = _NamedModel(model)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocabulary_size = processor.vocab_size()
+        pieces = [
+            processor.id_to_piece(index)
+            for index in range(self.vocabulary_size)
+        ]
+        if tuple(pieces[: len(CONTROL_TOKENS)]) != CONTROL_TOKENS:
+            raise InputError(
+                f"{MODEL_FILE}: its first pieces are not {CONTROL_TOKENS}; "
+                f"train it with kerasgpt."
+            )
+        self.token_bytes = [
+            0
+            if index < len(CONTROL_TOKENS)
+            else 1
+            if processor.is_byte(index)
+            else len(piece.replace(SPACE_MARK, " ").encode())
+            for index, piece in enumerate(pieces)
+        ]
+
+    def encode_strings(self, strings):
+        strings = tf.strings.regex_replace(strings, ESCAPE, ESCAPE + "0")
+        strings = tf.strings.regex_replace(strings, SPACE_MARK, ESCAPE + "1")
+        return self._operation.tokenize(strings)
+
+    def decode_ids(self, token_ids):
+        if not isinstance(token_ids, tf.RaggedTensor):
+            token_ids = tf.RaggedTensor.from_tensor(token_ids)
+        text = self._operation.detokenize(token_ids)
+        text = tf.strings.regex_replace(text, ESCAPE + "1", SPACE_MARK)
+        text = tf.strings.regex_replace(text, ESCAPE + "0", ESCAPE)
+        return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8")
+
+    def save_files(self, folder):
+        (pathlib.Path(folder) / MODEL_FILE).write_bytes(self._model)
+
+    @classmethod
+    def load_files(cls, folder):
+        path = pathlib.Path(folder) / MODEL_FILE
+        try:
+            return cls(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error}.") from error
+
+    def fingerprint(self):
+        return hashlib.sha256(self._model).hexdigest()[:12]
+
+
+class _NamedModel(tf.saved_model.experimental.TrackableResource):
+    """The op that holds a SentencePiece model, under a name of its own.
+
+    TF Text creates it without a name. TensorFlow then ties it to a cached
+    kernel, and `tf.random.set_seed` (so `keras.utils.set_random_seed` too)
+    empties that cache: every tokenizer made before fails from then on.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self._model = model
+        self._shared_name = f"kerasgpt_{hashlib.sha256(model).hexdigest()}"
+        # Reading the property creates the resource.
+        _ = self.resource_handle
+
+    def _create_resource(self):
+        return sentencepiece_tokenizer.gen_sentencepiece_tokenizer.sentencepiece_op(
+            model=self._model, shared_name=self._shared_name
+        )
+
+
+def train_sentence_piece(texts, *, vocabulary_size):
+    """Returns a byte-pair-encoding tokenizer trained on `texts`.
+
+    Args:
+        texts: iterable of str.
+        vocabulary_size: int, control tokens and 256 bytes included. A text
+            that does not support so many pieces gives fewer.
+
+    Raises:
+        InputError: if there is no text, or not room for bytes and characters.
+
+    Reference: Kudo and Richardson 2018, SentencePiece (arXiv 1808.06226).
+    """
+    smallest = len(CONTROL_TOKENS) + 256 + 1
+    if vocabulary_size < smallest + 1:
+        raise InputError(
+            f"tokenizer.vocabulary_size={vocabulary_size}: at least "
+            f"{smallest + 1} ids are needed for control tokens and bytes."
+        )
+    texts = [
+        text.replace(ESCAPE, ESCAPE + "0").replace(SPACE_MARK, ESCAPE + "1")
+        for text in texts
+    ]
+    if not any(texts):
+        raise InputError("the tokenizer cannot be trained: there is no text.")
+    characters = len(set("".join(texts)))
+    writer = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(_lines(texts)),
+            model_writer=writer,
+            model_type="bpe",
+            vocab_size=vocabulary_size,
+            hard_vocab_limit=False,
+            # Rarer characters are spelled in bytes; a small vocabulary must
+            # not be eaten up by characters that occur once.
+            character_coverage=(
+                1.0 if characters < vocabulary_size // 2 else 0.9995
+            ),
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            split_digits=True,
+            user_defined_symbols=["\n"],
+            max_sentence_length=1 << 20,
+            pad_id=0,
+            pad_piece=CONTROL_TOKENS[0],
+            unk_id=1,
+            unk_piece=CONTROL_TOKENS[1],
+            bos_id=2,
+            bos_piece=CONTROL_TOKENS[2],
+            eos_id=3,
+            eos_piece=CONTROL_TOKENS[3],
+            control_symbols=list(CONTROL_TOKENS[4:]),
+            num_threads=2,
+            minloglevel=2,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(
+            f"the tokenizer cannot be trained with tokenizer.vocabulary_size="
+            f"{vocabulary_size}: {str(error).splitlines()[-1]}"
+        ) from error
+    return SentencePieceTokenizer(writer.getvalue())
+
+
+def _lines(texts):
+    # A trainer's sentence holds no line break; the piece for it is given.
+    for text in texts:
+        yield from (line for line in text.split("\n") if line)

@@ -1,0 +1,1 @@
+"""Owns training: a stage builds data, compiles, trains, returns a result."""

@@ -1,0 +1,202 @@
+"""Owns the pretraining stage: texts -> tokenizer -> base model."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import keras
+import numpy as np
+
+from kerasgpt.checkpoints.model_folder import load_tokenizer, save_tokenizer
+from kerasgpt.config import Config, InputError, setting
+from kerasgpt.data.packing import pack
+from kerasgpt.data.prepare import DataConfig, load_corpus, prepare_documents
+from kerasgpt.data.sources import TFDS_PREFIX
+from kerasgpt.files import atomic_folder, file_hash, write_manifest
+from kerasgpt.generation.generate import Generator
+from kerasgpt.models.gpt import GPTCausalLM, ModelConfig
+from kerasgpt.tokenizers.byte import ByteTokenizer
+from kerasgpt.tokenizers.chat_template import ChatTemplate
+from kerasgpt.tokenizers.sentence_piece import train_sentence_piece
+from kerasgpt.training import stage
+from kerasgpt.training.stage import TrainConfig
+
+DEFAULT_CONTEXT, LONGEST_CONTEXT = 256, 1024
+# Enough text for a small vocabulary, and little enough to train it in seconds.
+TOKENIZER_CHARACTERS = 8_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig(Config):
+    """How text is cut into tokens."""
+
+    kind: str = setting(
+        "sentence_piece",
+        "learned pieces, or plain bytes",
+        choices=("sentence_piece", "byte"),
+    )
+    vocabulary_size: int = setting(
+        2048, "pieces, control tokens and bytes included", unit="tokens"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(Config):
+    """A base model: texts in, a model that continues texts out."""
+
+    run_dir: str = setting("experiments/runs/base", "folder of the run")
+    overwrite: bool = setting(False, "delete another run's run_dir first")
+    seed: int = setting(0, "of weights and of the order of the data")
+    data: DataConfig = setting(DataConfig(), "what is learned from")
+    tokenizer: TokenizerConfig = setting(TokenizerConfig(), "text to tokens")
+    model: ModelConfig = setting(ModelConfig(), "the network")
+    train: TrainConfig = setting(TrainConfig(steps=1200), "the training")
+
+
+def run(config, corpus=None, *, tell=print):
+    """Trains a tokenizer and a base model, or returns those of earlier.
+
+    Args:
+        config: PretrainConfig.
+        corpus: Corpus, if it is loaded already.
+        tell: function of one str, prints a line.
+
+    Returns:
+        StageResult.
+
+    Raises:
+        InputError: for data or settings that cannot be used.
+    """
+    folder = stage.claim_folder(
+        config.run_dir,
+        config,
+        overwrite=config.overwrite,
+        ignored=("run_dir", "overwrite"),
+    )
+    claim_data(folder, config.data)
+    if corpus is None:
+        corpus = load_corpus(config.data)
+    keras.utils.set_random_seed(config.seed)
+    tokenizer = build_tokenizer(folder / "tokenizer", corpus, config.tokenizer)
+    context_length = choose_context(corpus, tokenizer)
+    model_config = config.model.build_config(
+        vocabulary_size=tokenizer.vocabulary_size,
+        context_length=context_length,
+    )
+    shards, _ = prepare_documents(
+        corpus.documents,
+        tokenizer,
+        folder / "data",
+        validation_fraction=config.data.validation_fraction,
+    )
+    rows = {
+        name: pack(
+            shard.token_ids,
+            shard.loss_mask,
+            shard.offsets,
+            row_length=model_config.context_length,
+        )
+        for name, shard in shards.items()
+    }
+    model = GPTCausalLM(model_config, name="gpt")
+    model.build()
+    tell(
+        f"base: {model_config.num_parameters:,} parameters, "
+        f"{shards['train'].num_documents:,} documents, "
+        f"{shards['train'].num_tokens:,} tokens in {len(rows['train']):,} "
+        f"rows of {model_config.context_length} "
+        f"({rows['train'].used_fraction:.1%} used)."
+    )
+    prompts = [_first_words(text) for text in corpus.documents[:2]]
+    generator = Generator(model, tokenizer)
+
+    def sample(_):
+        texts = generator.complete(prompts, max_new_tokens=32)
+        return "\n".join(
+            f"{prompt} → {text}"
+            for prompt, text in zip(prompts, texts, strict=True)
+        )
+
+    return stage.train(
+        model,
+        tokenizer,
+        rows,
+        config.train,
+        folder,
+        name="base",
+        seed=config.seed,
+        sample=sample,
+        tell=tell,
+    )
+
+
+def build_tokenizer(folder, corpus, config):
+    """Returns the tokenizer saved in `folder`, trained if there is none."""
+    if folder.is_dir():
+        return load_tokenizer(folder)
+    if config.kind == "byte":
+        tokenizer = ByteTokenizer()
+    else:
+        texts = corpus.documents + [
+            message["content"] for chat in corpus.chats for message in chat
+        ]
+        size = sum(map(len, texts))
+        stride = max(1, size // TOKENIZER_CHARACTERS)
+        tokenizer = train_sentence_piece(
+            texts[::stride], vocabulary_size=config.vocabulary_size
+        )
+    with atomic_folder(folder) as temporary:
+        save_tokenizer(temporary, tokenizer)
+        write_manifest(temporary)
+    return tokenizer
+
+
+def choose_context(corpus, tokenizer):
+    """Returns a context length that the conversations fit into.
+
+    256 tokens, or the next power of two that holds 98 in 100 conversations, at
+    most 1,024: attention costs grow with its square.
+    """
+    if corpus.world is not None or not corpus.chats:
+        return DEFAULT_CONTEXT
+    template = ChatTemplate(tokenizer)
+    chats = corpus.chats[:: max(1, len(corpus.chats) // 500)]
+    lengths = [len(template.render(chat)[0]) for chat in chats]
+    needed = int(np.quantile(lengths, 0.98))
+    context = DEFAULT_CONTEXT
+    while context < min(needed, LONGEST_CONTEXT):
+        context *= 2
+    return context
+
+
+def claim_data(folder, config):
+    """Refuses to go on with a run whose input files have changed since.
+
+    Raises:
+        InputError: naming the folder and the cure.
+    """
+    found = {}
+    for name in ("path", "documents_path"):
+        source = getattr(config, name)
+        if source and not source.startswith(TFDS_PREFIX):
+            found[name] = _source_hash(pathlib.Path(source))
+    text = "\n".join(f"{name} {value}" for name, value in found.items())
+    path = folder / "sources.txt"
+    if path.is_file() and path.read_text() != text:
+        raise InputError(
+            f"{folder}: the data changed since this run began; choose another "
+            f"run_dir, or set overwrite=true."
+        )
+    path.write_text(text)
+
+
+def _source_hash(path):
+    if not path.exists():
+        raise InputError(f"{path}: no such file.")
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    hashes = [file_hash(file) for file in files if file.is_file()]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _first_words(text):
+    return text.split("\n")[0][:24]

@@ -1,0 +1,201 @@
+"""Owns the supervised fine-tuning stage: base model + chats -> chat model."""
+
+import dataclasses
+import pathlib
+
+import keras
+import numpy as np
+
+from kerasgpt.checkpoints.model_folder import load_model
+from kerasgpt.config import Config, InputError, setting
+from kerasgpt.data.packing import pack
+from kerasgpt.data.prepare import DataConfig, held_out_chats, prepare_chats
+from kerasgpt.data.sources import Skipped, check_skipped
+from kerasgpt.generation.generate import Generator
+from kerasgpt.models.gpt import GPTCausalLM, ModelConfig
+from kerasgpt.training import pretrain, stage
+from kerasgpt.training.stage import StageResult, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig(Config):
+    """How the models are asked when training is done."""
+
+    questions_per_task: int = setting(
+        50, "held-out questions of each task and language; of your own data, "
+        "held-out conversations"
+    )
+    max_new_tokens: int = setting(64, "of a reply", unit="tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig(Config):
+    """A chat model: conversations in, a model that answers out."""
+
+    run_dir: str = setting("experiments/runs/shop_sft", "folder of the run")
+    export_dir: str = setting(
+        "saved_models/shop_chat", "where the SavedModel goes, as <version>/"
+    )
+    init: str = setting(
+        "", "folder of a trained model to start from; empty = pretrain one"
+    )
+    overwrite: bool = setting(False, "delete another run's run_dir first")
+    seed: int = setting(0, "of weights and of the order of the data")
+    data: DataConfig = setting(DataConfig(), "what is learned from")
+    tokenizer: pretrain.TokenizerConfig = setting(
+        pretrain.TokenizerConfig(), "text to tokens"
+    )
+    model: ModelConfig = setting(ModelConfig(), "the network")
+    pretrain: TrainConfig = setting(
+        TrainConfig(steps=1200), "training of the base model"
+    )
+    train: TrainConfig = setting(
+        TrainConfig(steps=600, learning_rate=2e-3),
+        "training of the chat model",
+    )
+    evaluation: EvaluationConfig = setting(EvaluationConfig(), "the report")
+
+    @property
+    def base(self):
+        """PretrainConfig of the base model, in a folder named by its settings.
+
+        Beside `run_dir`, so that runs which differ in their fine-tuning only
+        share one base model.
+        """
+        config = pretrain.PretrainConfig(
+            run_dir="",
+            seed=self.seed,
+            data=self.data,
+            tokenizer=self.tokenizer,
+            model=self.model,
+            train=self.pretrain,
+        )
+        parent = pathlib.Path(self.run_dir).parent
+        folder = parent / f"base_{config.fingerprint()}"
+        return dataclasses.replace(config, run_dir=str(folder))
+
+
+def run(config, corpus, *, tell=print):
+    """Fine-tunes a base model on conversations; pretrains it if need be.
+
+    Args:
+        config: SFTConfig.
+        corpus: Corpus.
+        tell: function of one str, prints a line.
+
+    Returns:
+        (base, chat), two StageResult.
+
+    Raises:
+        InputError: for data or settings that cannot be used.
+    """
+    folder = stage.claim_folder(
+        config.run_dir,
+        config,
+        overwrite=config.overwrite,
+        ignored=("run_dir", "overwrite", "export_dir", "evaluation"),
+    )
+    pretrain.claim_data(folder, config.data)
+    if config.init:
+        model, tokenizer = load_model(config.init)
+        base = StageResult(model, tokenizer, pathlib.Path(config.init), {})
+    else:
+        base = pretrain.run(config.base, corpus, tell=tell)
+    tokenizer = base.tokenizer
+    shards, manifest = prepare_chats(
+        corpus.chats,
+        tokenizer,
+        folder / "data",
+        validation_fraction=config.data.validation_fraction,
+        skipped=corpus.skipped,
+    )
+    context_length = base.model.config.context_length
+    rows, too_long = {}, []
+    for name, shard in shards.items():
+        fits = np.diff(shard.offsets) <= context_length + 1
+        too_long += [
+            Skipped(
+                f"{name} conversation {index + 1}",
+                f"{length} tokens are longer than the context of "
+                f"{context_length}",
+            )
+            for index, length in enumerate(np.diff(shard.offsets))
+            if not fits[index]
+        ]
+        rows[name] = pack(
+            shard.token_ids,
+            shard.loss_mask,
+            shard.offsets,
+            row_length=context_length,
+            is_kept=fits,
+        )
+    check_skipped(
+        config.data.path or "the shop",
+        too_long,
+        len(corpus.chats),
+        config.data.max_skipped_fraction,
+    )
+    if not all(len(part) for part in rows.values()):
+        raise InputError(
+            f"no conversation fits model.context_length={context_length}."
+        )
+    keras.utils.set_random_seed(config.seed)
+    model = GPTCausalLM(base.model.config, name="gpt")
+    model.build()
+    model.set_weights(base.model.get_weights())
+    tell(
+        f"chat: {shards['train'].num_documents:,} conversations, "
+        f"{shards['train'].num_tokens:,} tokens, "
+        f"{manifest['splits']['train']['trained_tokens']:,} of them trained, "
+        f"in {len(rows['train']):,} rows "
+        f"({rows['train'].used_fraction:.1%} used); "
+        f"{len(corpus.skipped) + len(too_long)} rows skipped."
+    )
+    prompts = [
+        chat[: _first_reply(chat)]
+        for chat in held_out_chats(
+            corpus.chats, config.data.validation_fraction
+        )[:2]
+    ]
+    generator = Generator(model, tokenizer)
+
+    def sample(_):
+        fitting = [
+            chat
+            for chat in prompts
+            if len(generator.template.prompt(chat)) < context_length
+        ]
+        replies = generator.reply(fitting, max_new_tokens=32) if fitting else []
+        return "\n".join(
+            f"{chat[-1]['content'] if chat else ''} → {reply}"
+            for chat, reply in zip(fitting, replies, strict=True)
+        )
+
+    chat = stage.train(
+        model,
+        tokenizer,
+        rows,
+        config.train,
+        folder,
+        name="chat",
+        seed=config.seed,
+        sample=sample,
+        tell=tell,
+    )
+    skipped = [*corpus.skipped, *too_long]
+    return base, dataclasses.replace(
+        chat,
+        metrics={
+            **chat.metrics,
+            "used_fraction": rows["train"].used_fraction,
+            "skipped": [dataclasses.asdict(row) for row in skipped],
+        },
+    )
+
+
+def _first_reply(chat):
+    return next(
+        index
+        for index, message in enumerate(chat)
+        if message["role"] == "assistant"
+    )

@@ -1,0 +1,125 @@
+"""Owns the train step. Not: the model it trains, nor the loop around it (fit)."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from kerasgpt.evaluation.metrics import BitsPerByte
+from kerasgpt.training.losses import token_losses
+
+
+class TrainStep(keras.Model):
+    """Wraps a task model so that `compile` and `fit` train it per token.
+
+    What it does that the stock step does not:
+
+    - the loss is the mean over the tokens that count (weight > 0) of the
+      whole batch, not over elements or rows;
+    - gradients are clipped by their global norm, which is logged;
+    - a step whose loss or gradient is not finite changes nothing: weights,
+      optimizer and schedule stay as they were, and the step is counted.
+
+    Args:
+        model: task model; `model(inputs)` returns logits.
+        clip_norm: float. Largest global norm of the gradients.
+        token_bytes: list of int, UTF-8 bytes of each token id. `None` = no
+            bits per byte.
+
+    Call arguments:
+        inputs: dict of tensors, as the model takes them.
+
+    Returns:
+        What the model returns.
+
+    Batches are (inputs, targets, sample_weight): targets int (batch, length),
+    sample_weight float (batch, length).
+    """
+
+    def __init__(self, model, *, clip_norm=1.0, token_bytes=None, **kwargs):
+        super().__init__(name="train_step", **kwargs)
+        self.model = model
+        self.clip_norm = clip_norm
+        self.loss_mean = keras.metrics.Mean(name="loss")
+        self.accuracy_mean = keras.metrics.Mean(name="accuracy")
+        self.norm_mean = keras.metrics.Mean(name="gradient_norm")
+        self.skipped_sum = keras.metrics.Sum(name="skipped_steps")
+        self.bits_per_byte = (
+            BitsPerByte(token_bytes) if token_bytes is not None else None
+        )
+
+    @property
+    def metrics(self):
+        return (
+            [self.loss_mean, self.accuracy_mean]
+            + ([self.bits_per_byte] if self.bits_per_byte else [])
+            + [self.norm_mean, self.skipped_sum]
+        )
+
+    def build(self, input_shape=None):
+        if not self.model.built:
+            self.model.build()
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return self.model(inputs, training=training)
+
+    def train_step(self, data):
+        inputs, targets, sample_weight = data
+        variables = self.model.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = self.model(inputs, training=True)
+            losses = token_losses(logits, targets)
+            loss = _token_mean(losses, sample_weight)
+        gradients = [
+            tf.convert_to_tensor(gradient)
+            for gradient in tape.gradient(loss, variables)
+        ]
+        norm = tf.linalg.global_norm(gradients)
+        is_finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
+        scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
+        gradients = [gradient * scale for gradient in gradients]
+
+        # Undone by a select, not avoided by a branch: optimizers may not be
+        # applied inside a branch when several replicas train together.
+        state = [*variables, *self.optimizer.variables]
+        before = [tf.identity(variable.value) for variable in state]
+        self.optimizer.apply(gradients, variables)
+        for variable, value in zip(state, before, strict=True):
+            variable.assign(tf.where(is_finite, variable.value, value))
+
+        # A skipped step must not turn the means into NaN either.
+        sample_weight = tf.where(is_finite, sample_weight, 0.0)
+        losses = tf.where(is_finite, losses, 0.0)
+        self._update_metrics(losses, logits, targets, sample_weight)
+        self.norm_mean.update_state(
+            tf.where(is_finite, norm, 0.0), tf.cast(is_finite, tf.float32)
+        )
+        self.skipped_sum.update_state(1.0 - tf.cast(is_finite, tf.float32))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def test_step(self, data):
+        inputs, targets, sample_weight = data
+        logits = self.model(inputs, training=False)
+        losses = token_losses(logits, targets)
+        self._update_metrics(losses, logits, targets, sample_weight)
+        trained_only = (self.norm_mean, self.skipped_sum)
+        return {
+            metric.name: metric.result()
+            for metric in self.metrics
+            if metric not in trained_only
+        }
+
+    def _update_metrics(self, losses, logits, targets, sample_weight):
+        hits = ops.equal(ops.argmax(logits, axis=-1), targets)
+        self.loss_mean.update_state(losses, sample_weight)
+        self.accuracy_mean.update_state(
+            ops.cast(hits, "float32"), sample_weight
+        )
+        if self.bits_per_byte:
+            self.bits_per_byte.update_state(losses, targets, sample_weight)
+
+
+def _token_mean(losses, sample_weight):
+    # At least one, so that a batch without a counted token gives 0, not NaN.
+    total = ops.maximum(ops.sum(sample_weight), 1.0)
+    return ops.sum(losses * sample_weight) / total

@@ -1,0 +1,118 @@
+"""Owns one line per public class: how to create it, and what it eats.
+
+`conformance_test.py` fails for a public class that is missing here.
+"""
+
+import functools
+
+import numpy as np
+
+from kerasgpt.layers import (
+    DecoderBlock,
+    FeedForward,
+    MultiHeadAttention,
+    RotaryEmbedding,
+)
+from kerasgpt.models import GPTBackbone, GPTCausalLM, GPTConfig
+from kerasgpt.tokenizers import (
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    train_sentence_piece,
+)
+from kerasgpt.training.step import TrainStep
+from tests.harness import Subject
+
+BATCH, LENGTH, WIDTH = 2, 5, 8
+TINY = {
+    "vocabulary_size": 10,
+    "context_length": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 4,
+    "model_dim": WIDTH,
+    "inner_dim": 16,
+}
+
+
+def tiny_config(**changes):
+    """Returns the smallest `GPTConfig`, with some fields changed."""
+    return GPTConfig(**{**TINY, **changes})
+
+
+@functools.cache
+def tiny_sentence_piece():
+    """Returns a SentencePiece tokenizer trained on a few lines."""
+    return train_sentence_piece(
+        ["to be, or not to be, that is the question", "你好，世界", "a 1 2 3"]
+        * 20,
+        vocabulary_size=320,
+    )
+
+
+def _hidden_states(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def _causal():
+    mask = np.tril(np.ones((LENGTH, LENGTH), bool))
+    return np.broadcast_to(mask, (BATCH, LENGTH, LENGTH)).copy()
+
+
+def _positions():
+    return np.tile(np.arange(LENGTH, dtype="int32"), (BATCH, 1))
+
+
+def _block_inputs():
+    return _hidden_states(BATCH, LENGTH, WIDTH), {
+        "attention_mask": _causal(),
+        "positions": _positions(),
+    }
+
+
+def _heads():
+    return _hidden_states(BATCH, LENGTH, 2, 4), {"positions": _positions()}
+
+
+def _tokens():
+    # Every id of the vocabulary, so that every row of a table is trained.
+    token_ids = np.arange(BATCH * LENGTH, dtype="int32").reshape(BATCH, LENGTH)
+    inputs = {
+        "token_ids": token_ids % TINY["vocabulary_size"],
+        "positions": _positions(),
+        "segment_ids": np.ones((BATCH, LENGTH), "int32"),
+    }
+    return inputs, {}
+
+
+ATTENTION = {"head_dim": 4, "num_kv_heads": 1, "rotary_base": 100.0}
+LAYERS = (
+    Subject(RotaryEmbedding, lambda: RotaryEmbedding(100.0), _heads),
+    Subject(
+        MultiHeadAttention,
+        lambda: MultiHeadAttention(2, qk_norm=True, **ATTENTION),
+        _block_inputs,
+    ),
+    Subject(
+        FeedForward,
+        lambda: FeedForward(16, activation="swiglu", use_bias=True),
+        lambda: (_hidden_states(BATCH, LENGTH, WIDTH), {}),
+    ),
+    Subject(
+        DecoderBlock,
+        lambda: DecoderBlock(num_heads=2, inner_dim=16, **ATTENTION),
+        _block_inputs,
+    ),
+)
+BACKBONES = (Subject(GPTBackbone, lambda: GPTBackbone(tiny_config()), _tokens),)
+TASKS = (
+    Subject(
+        GPTCausalLM, lambda: GPTCausalLM(tiny_config()), _tokens, TrainStep
+    ),
+)
+TOKENIZERS = (
+    Subject(ByteTokenizer, ByteTokenizer),
+    Subject(SentencePieceTokenizer, tiny_sentence_piece),
+)
+# Public Keras classes that are part of another one listed above.
+NOT_ALONE = ()

@@ -1,0 +1,405 @@
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from kerasgpt.config import InputError
+from kerasgpt.models.gpt import (
+    GPTBackbone,
+    GPTCausalLM,
+    GPTConfig,
+    ModelConfig,
+)
+
+SMALL = {
+    "vocabulary_size": 23,
+    "context_length": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 4,
+    "head_dim": 4,
+    "model_dim": 12,
+    "inner_dim": 20,
+}
+# The shape of the family on the left, at toy size.
+SHAPES = {
+    "gpt2": {
+        "position": "learned",
+        "norm": "layer",
+        "use_bias": True,
+        "activation": "gelu_tanh",
+        "qk_norm": False,
+    },
+    "llama": {
+        "num_kv_heads": 2,
+        "activation": "swiglu",
+        "qk_norm": False,
+        "tie_embeddings": False,
+    },
+    "qwen3": {"num_kv_heads": 1, "activation": "swiglu", "qk_norm": True},
+    "ours": {},
+}
+
+
+def _model(shape="ours", **changes):
+    model = GPTCausalLM(GPTConfig(**{**SMALL, **SHAPES[shape], **changes}))
+    model.build()
+    # Small first tables would hide most effects behind rounding.
+    rng = np.random.default_rng(1)
+    model.set_weights(
+        [w + rng.normal(scale=0.3, size=w.shape) for w in model.get_weights()]
+    )
+    return model
+
+
+def _token_ids(batch_size=2, length=8, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 23, (batch_size, length)).astype("int32")
+
+
+def _logits(model, token_ids, **further):
+    inputs = {"token_ids": token_ids, **further}
+    inputs = {name: ops.array(value) for name, value in inputs.items()}
+    return ops.convert_to_numpy(model(inputs))
+
+
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+# Configurations.
+
+
+@every_shape
+def test_parameters_are_counted_without_building(shape):
+    for changes in ({}, {"use_bias": True}, {"tie_embeddings": False}):
+        config = GPTConfig(**{**SMALL, **SHAPES[shape], **changes})
+        model = GPTCausalLM(config)
+        model.build()
+        assert config.num_parameters == model.count_params()
+
+
+def test_the_gpt2_shape_has_the_parameters_of_gpt2():
+    # 124,439,808 parameters: Hugging Face, GPT2Model of "gpt2".
+    config = GPTConfig.from_depth(
+        12, vocabulary_size=50257, context_length=1024, **SHAPES["gpt2"]
+    )
+    assert config.num_parameters == 124_439_808
+
+
+def test_training_costs_six_operations_a_matrix_parameter():
+    config = GPTConfig(**SMALL)
+    attention = 12 * 2 * (4 * 4) * 16
+    expected = 6 * config.num_parameters + attention
+    assert config.training_flops_per_token == expected
+    # An untied input table is looked up, which costs nothing.
+    untied = GPTConfig(**SMALL, tie_embeddings=False)
+    assert untied.training_flops_per_token == expected
+
+
+@pytest.mark.parametrize(
+    ("depth", "model_dim", "num_heads", "head_dim"),
+    [(1, 128, 4, 32), (2, 128, 4, 32), (4, 256, 4, 64), (12, 768, 12, 64)],
+)
+def test_one_dial_sets_the_shape(depth, model_dim, num_heads, head_dim):
+    config = GPTConfig.from_depth(depth)
+    assert config.num_layers == depth
+    assert config.model_dim == model_dim
+    assert config.num_heads == config.num_kv_heads == num_heads
+    assert config.head_dim == head_dim
+    assert config.inner_dim == 4 * model_dim
+
+
+def test_what_is_set_beside_the_dial_is_kept():
+    config = GPTConfig.from_depth(
+        2, model_dim=64, num_kv_heads=1, inner_dim=None, dropout_rate=0.1
+    )
+    assert config.model_dim == 64
+    assert config.num_heads == 2
+    assert config.num_kv_heads == 1
+    assert config.inner_dim == 256
+    assert config.dropout_rate == 0.1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_heads": 4, "num_kv_heads": 3},
+        {"head_dim": 5},
+        {"num_kv_heads": 0},
+        {"vocabulary_size": 0},
+        {"num_layers": -1},
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        GPTConfig(**{**SMALL, **changes})
+
+
+def test_a_depth_below_one_is_refused():
+    with pytest.raises(ValueError, match="depth must be at least 1"):
+        GPTConfig.from_depth(0)
+
+
+def test_the_stage_setting_fills_in_what_is_none():
+    config = ModelConfig(depth=2, num_kv_heads=2, activation="swiglu")
+    built = config.build_config(vocabulary_size=99, context_length=64)
+    assert built == GPTConfig.from_depth(
+        2,
+        vocabulary_size=99,
+        context_length=64,
+        num_kv_heads=2,
+        activation="swiglu",
+    )
+    config = ModelConfig(context_length=32)
+    built = config.build_config(vocabulary_size=99, context_length=64)
+    assert built.context_length == 32
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_kv_heads": 3}, {"num_kv_heads": 0}, {"depth": 0}]
+)
+def test_stage_settings_that_do_not_fit_are_the_users_error(changes):
+    with pytest.raises(InputError, match="model: "):
+        ModelConfig(**changes).build_config(vocabulary_size=9, context_length=8)
+
+
+def test_the_config_of_a_model_survives_json():
+    model = _model("llama")
+    config = json.loads(json.dumps(model.get_config()))
+    assert GPTCausalLM.from_config(config).config == model.config
+    assert GPTBackbone(model.config.to_dict()).config == model.config
+
+
+# What a token may depend on.
+
+
+def _embedding_gradient(model, token_ids, row, position, **further):
+    """d (sum of the logits at one place) / d (embedded inputs)."""
+    backbone = model.backbone
+    embedded = tf.Variable(backbone.token_embedding(token_ids))
+    original = backbone.token_embedding.call
+
+    def embed(inputs, reverse=False):
+        return original(inputs, reverse=True) if reverse else embedded * 1.0
+
+    backbone.token_embedding.call = embed
+    try:
+        with tf.GradientTape() as tape:
+            logits = model({"token_ids": ops.array(token_ids), **further})
+            # Not a plain sum: logits of equal tables may cancel.
+            chosen = tf.reduce_sum(logits[row, position] ** 2)
+        gradient = tape.gradient(chosen, embedded)
+    finally:
+        backbone.token_embedding.call = original
+    return np.abs(ops.convert_to_numpy(gradient)).sum(axis=-1)
+
+
+@every_shape
+def test_logits_depend_on_the_past_and_never_on_the_future(shape):
+    model, token_ids = _model(shape), _token_ids()
+    for position in (0, 3, 7):
+        gradient = _embedding_gradient(model, token_ids, 0, position)
+        assert (gradient[0, : position + 1] > 0).all()
+        assert (gradient[0, position + 1 :] == 0).all()
+        # A row does not look into another one either.
+        assert (gradient[1] == 0).all()
+
+
+PACKED = {
+    "positions": np.array([[0, 1, 2, 0, 1, 0, 1, 0]], "int32"),
+    "segment_ids": np.array([[1, 1, 1, 2, 2, 3, 3, 0]], "int32"),
+}
+
+
+@every_shape
+def test_packed_documents_exchange_no_gradient(shape):
+    model, token_ids = _model(shape), _token_ids(1)
+    packed = {name: ops.array(value) for name, value in PACKED.items()}
+    segments = PACKED["segment_ids"][0]
+    for position in range(7):
+        gradient = _embedding_gradient(model, token_ids, 0, position, **packed)[
+            0
+        ]
+        own = segments == segments[position]
+        assert (gradient[~own] == 0).all()
+        assert (gradient[own][: PACKED["positions"][0, position]] > 0).all()
+
+
+@every_shape
+def test_changing_a_document_changes_no_logit_of_its_neighbours(shape):
+    model, token_ids = _model(shape), _token_ids(1)
+    before = _logits(model, token_ids, **PACKED)[0]
+    changed = token_ids.copy()
+    changed[0, 3:5] = (changed[0, 3:5] + 1) % 23
+    after = _logits(model, changed, **PACKED)[0]
+    others = [0, 1, 2, 5, 6]
+    np.testing.assert_array_equal(after[others], before[others])
+    assert not np.allclose(after[3:5], before[3:5])
+
+
+@every_shape
+def test_a_packed_row_equals_its_documents_one_by_one(shape):
+    model, token_ids = _model(shape), _token_ids(1)
+    packed = _logits(model, token_ids, **PACKED)[0]
+    for first, last in ((0, 3), (3, 5), (5, 7)):
+        alone = _logits(model, token_ids[:, first:last])[0]
+        np.testing.assert_allclose(packed[first:last], alone, atol=2e-5)
+
+
+@every_shape
+def test_padding_changes_nothing_on_either_side(shape):
+    model, token_ids = _model(shape), _token_ids(1, 5)
+    expected = _logits(model, token_ids)[0]
+    for left, right in ((0, 3), (3, 0), (2, 1)):
+        pad = ((0, 0), (left, right))
+        positions = np.pad(np.arange(5, dtype="int32")[None], pad)
+        padded = _logits(
+            model,
+            np.pad(token_ids, pad, constant_values=7),
+            positions=positions,
+            segment_ids=np.pad(np.ones((1, 5), "int32"), pad),
+        )
+        actual = padded[0, left : left + 5]
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
+        assert np.isfinite(padded).all()
+
+
+@every_shape
+def test_a_batch_equals_its_rows_one_by_one(shape):
+    model, token_ids = _model(shape), _token_ids(3)
+    together = _logits(model, token_ids)
+    for row in range(3):
+        alone = _logits(model, token_ids[row : row + 1])[0]
+        np.testing.assert_allclose(together[row], alone, atol=2e-5)
+
+
+@every_shape
+def test_positions_and_segments_have_their_defaults(shape):
+    model, token_ids = _model(shape), _token_ids()
+    positions = np.tile(np.arange(8, dtype="int32"), (2, 1))
+    given = _logits(
+        model,
+        token_ids,
+        positions=positions,
+        segment_ids=np.ones((2, 8), "int32"),
+    )
+    np.testing.assert_array_equal(given, _logits(model, token_ids))
+
+
+def test_order_matters():
+    for shape in SHAPES:
+        model, token_ids = _model(shape), _token_ids(1)
+        last = _logits(model, token_ids)[0, -1]
+        swapped = token_ids[:, [1, 0, *range(2, 8)]]
+        assert not np.allclose(_logits(model, swapped)[0, -1], last)
+
+
+# Decoding.
+
+
+def _read(model, token_ids, lengths, num_slots=None):
+    """Returns logits of token_ids read in pieces over a cache."""
+    cache = model.allocate_cache(len(token_ids), num_slots or sum(lengths))
+    logits, start = [], 0
+    for length in lengths:
+        piece = np.arange(start, start + length)
+        positions = np.tile(piece.astype("int32"), (len(token_ids), 1))
+        inputs = {"token_ids": token_ids[:, piece], "positions": positions}
+        inputs = {name: ops.array(value) for name, value in inputs.items()}
+        outputs, cache = model(inputs, cache=cache)
+        logits.append(ops.convert_to_numpy(outputs))
+        start += length
+    assert int(cache.length) == start
+    return np.concatenate(logits, axis=1)
+
+
+@every_shape
+def test_cached_logits_equal_uncached_ones_token_by_token(shape):
+    model, token_ids = _model(shape), _token_ids()
+    expected = _logits(model, token_ids)
+    actual = _read(model, token_ids, [1] * 8)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+    # Slots that are still empty are seen by nobody.
+    actual = _read(model, token_ids, [1] * 8, num_slots=13)
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+@every_shape
+def test_a_prompt_may_be_read_in_pieces(shape):
+    model, token_ids = _model(shape), _token_ids()
+    expected = _logits(model, token_ids)
+    for lengths in ([8], [5, 3], [1, 6, 1]):
+        actual = _read(model, token_ids, lengths)
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+def test_the_cache_takes_the_dtype_and_heads_of_the_model():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = GPTCausalLM(GPTConfig(**{**SMALL, **SHAPES["llama"]}))
+    cache = model.allocate_cache(3, 5)
+    assert len(cache.keys) == 2
+    assert cache.keys[0].dtype == "bfloat16"
+    assert tuple(cache.values[1].shape) == (3, 5, 2, 4)
+
+
+# Learning.
+
+
+def _loss():
+    return keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="mean_with_sample_weight"
+    )
+
+
+@every_shape
+def test_the_first_loss_is_near_that_of_a_guess(shape):
+    config = GPTConfig.from_depth(2, vocabulary_size=512, **SHAPES[shape])
+    model = GPTCausalLM(config)
+    rng = np.random.default_rng(0)
+    token_ids = rng.integers(0, 512, (4, 33))
+    logits = model({"token_ids": ops.array(token_ids[:, :-1], "int32")})
+    loss = float(_loss()(token_ids[:, 1:], logits))
+    assert loss == pytest.approx(math.log(512), abs=0.1)
+
+
+@every_shape
+def test_one_batch_is_learned_by_heart(shape):
+    model = GPTCausalLM(GPTConfig(**{**SMALL, **SHAPES[shape]}))
+    token_ids = _token_ids(2, 9)
+    model.compile(keras.optimizers.Adam(0.03), _loss(), jit_compile=False)
+    dataset = tf.data.Dataset.from_tensors(
+        ({"token_ids": token_ids[:, :-1]}, token_ids[:, 1:])
+    )
+    history = model.fit(dataset.repeat(80), epochs=1, verbose=0)
+    loss = model.evaluate(dataset, verbose=0)
+    assert loss < 0.05, history.history
+
+
+def test_untied_tables_differ_and_tied_ones_are_one():
+    tied, untied = _model(), _model(tie_embeddings=False)
+    assert untied.count_params() - tied.count_params() == 23 * 12
+    names = [weight.path for weight in untied.weights]
+    assert len(set(names)) == len(names)
+
+
+def test_dropout_acts_in_training_only():
+    model = _model(dropout_rate=0.5)
+    inputs = {"token_ids": ops.array(_token_ids())}
+    still = ops.convert_to_numpy(model(inputs, training=False))
+    np.testing.assert_array_equal(still, ops.convert_to_numpy(model(inputs)))
+    first = ops.convert_to_numpy(model(inputs, training=True))
+    second = ops.convert_to_numpy(model(inputs, training=True))
+    assert not np.allclose(first, second)
+    assert not np.allclose(first, still)
+
+
+def test_logits_are_float32_under_every_policy():
+    for policy in ("float32", "mixed_bfloat16"):
+        keras.config.set_dtype_policy(policy)
+        model = GPTCausalLM(GPTConfig(**SMALL))
+        logits = model({"token_ids": ops.array(_token_ids())})
+        assert keras.backend.standardize_dtype(logits.dtype) == "float32"
