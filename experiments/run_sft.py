@@ -8,25 +8,38 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from kerasgpt.cli import run_script  # noqa: E402
-from kerasgpt.data import shop  # noqa: E402
-from kerasgpt.data.prepare import held_out_chats, load_corpus  # noqa: E402
-from kerasgpt.data.questions import questions_from_chats  # noqa: E402
-from kerasgpt.evaluation.report import score_table, write_report  # noqa: E402
-from kerasgpt.evaluation.scoring import ask  # noqa: E402
-from kerasgpt.generation import Generator  # noqa: E402
-from kerasgpt.serving import chat  # noqa: E402
-from kerasgpt.serving.saved_model import export_saved_model  # noqa: E402
-from kerasgpt.training import sft  # noqa: E402
+from kerasgpt.cli import run_script
+from kerasgpt.data import shop
+from kerasgpt.data.prepare import held_out_chats, load_corpus
+from kerasgpt.data.questions import questions_from_chats
+from kerasgpt.evaluation.report import score_table, write_report
+from kerasgpt.evaluation.scoring import ask
+from kerasgpt.generation import Generator
+from kerasgpt.serving import chat
+from kerasgpt.serving.saved_model import export_saved_model
+from kerasgpt.training import sft
 
 CONFIG = sft.SFTConfig()
 TINY = CONFIG.override(
-    """model.depth=2 model.model_dim=32 model.context_length=64
-    tokenizer.vocabulary_size=800 data.num_products=10 data.num_documents=300
-    data.num_chats=300 data.validation_fraction=0.1 pretrain.steps=4
-    train.steps=4 pretrain.batch_tokens=512 train.batch_tokens=512
-    data.max_skipped_fraction=0.9 pretrain.log_steps=2 train.log_steps=2
-    evaluation.questions_per_task=1 evaluation.max_new_tokens=8""".split()
+    [
+        "model.depth=2",
+        "model.model_dim=32",
+        "model.context_length=64",
+        "tokenizer.vocabulary_size=800",
+        "data.num_products=10",
+        "data.num_documents=300",
+        "data.num_chats=300",
+        "data.validation_fraction=0.1",
+        "pretrain.steps=4",
+        "train.steps=4",
+        "pretrain.batch_tokens=512",
+        "train.batch_tokens=512",
+        "data.max_skipped_fraction=0.9",
+        "pretrain.log_steps=2",
+        "train.log_steps=2",
+        "evaluation.questions_per_task=1",
+        "evaluation.max_new_tokens=8",
+    ]
 )
 # What the sample conversations ask, for the shop; {name} is a product.
 CONVERSATIONS = (

@@ -1,8 +1,8 @@
 """Owns the public names of kerasgpt, resolved lazily: importing loads nothing.
 
-    >>> import kerasgpt
-    >>> kerasgpt.GPTConfig.from_depth(2).num_layers
-    2
+>>> import kerasgpt
+>>> kerasgpt.GPTConfig.from_depth(2).num_layers
+2
 """
 
 import importlib

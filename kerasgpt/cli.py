@@ -8,13 +8,13 @@ import sys
 # Before TensorFlow is imported: its start-up notes would bury our own lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from kerasgpt.checkpoints.model_folder import load_model  # noqa: E402
-from kerasgpt.config import InputError  # noqa: E402
-from kerasgpt.generation.generate import Generator  # noqa: E402
-from kerasgpt.serving.chat import chat  # noqa: E402
-from kerasgpt.serving.saved_model import export_saved_model  # noqa: E402
-from kerasgpt.training.plan import plan_run  # noqa: E402
-from kerasgpt.training.stage import Interrupted  # noqa: E402
+from kerasgpt.checkpoints.model_folder import load_model
+from kerasgpt.config import InputError
+from kerasgpt.generation.generate import Generator
+from kerasgpt.serving.chat import chat
+from kerasgpt.serving.saved_model import export_saved_model
+from kerasgpt.training.plan import plan_run
+from kerasgpt.training.stage import Interrupted
 
 
 def run_script(main, config, *, stages, document):
@@ -85,8 +85,10 @@ def settings_table(config):
     for key, kind, unit, default, description in rows:
         shown = "none" if default is None else str(default) or '""'
         meaning = f"{description} [{unit}]" if unit else description
-        lines.append(f"  {key:{width}}  {kind}, default {shown}\n"
-                     f"  {'':{width}}    {meaning}")
+        lines.append(
+            f"  {key:{width}}  {kind}, default {shown}\n"
+            f"  {'':{width}}    {meaning}"
+        )
     return "\n".join(lines)
 
 

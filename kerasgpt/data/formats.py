@@ -50,7 +50,7 @@ def recognise(row):
 
 
 def read_messages(row):
-    """Returns the conversation in a row as {"role", "content"} messages.
+    r"""Returns the conversation in a row as {"role", "content"} messages.
 
     - messages: `{"messages": [{"role", "content"}, …]}`;
     - ShareGPT: `{"conversations": [{"from", "value"}, …], "system", "tools"}`,
@@ -64,8 +64,8 @@ def read_messages(row):
     Example:
         >>> read_messages({"instruction": "Add.", "input": "1 1",
         ...                "output": "2"})
-        [{'role': 'user', 'content': 'Add.\\n1 1'}, \
-{'role': 'assistant', 'content': '2'}]
+        [{'role': 'user', 'content': 'Add.\n1 1'},
+         {'role': 'assistant', 'content': '2'}]
     """
     kind = recognise(row)
     if kind == "text":

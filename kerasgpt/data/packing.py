@@ -33,7 +33,7 @@ class PackedRows:
 
     @property
     def used_fraction(self):
-        """float. Share of the positions that hold a token."""
+        """Float. Share of the positions that hold a token."""
         positions = max(1, len(self) * self.row_length)
         return float(self.piece_lengths.sum()) / positions
 

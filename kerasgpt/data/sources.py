@@ -1,4 +1,4 @@
-"""Owns files -> documents and conversations. Not: what a row means (formats)."""
+"""Owns files -> documents and conversations. Not: what rows mean (formats)."""
 
 import dataclasses
 import json

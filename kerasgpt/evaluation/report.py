@@ -78,16 +78,16 @@ def _markdown(scores, metrics, facts, plots, failures):
     keys = ("step", "loss", "accuracy", "perplexity", "bits_per_byte")
     lines += [f"| validation | {' | '.join(keys)} |", f"|---|{'---|' * 5}"]
     for name, values in metrics.items():
-        cells = [
-            f"{values[key]:.4g}" if key in values else "–" for key in keys
-        ]
+        cells = [f"{values[key]:.4g}" if key in values else "–" for key in keys]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", *[f"![{plot}]({plot})" for plot in plots], ""]
     for key, value in facts.items():
         if isinstance(value, list):
             lines += [f"- {key}: {len(value)}"]
-            lines += [f"  - {json.dumps(row, ensure_ascii=False)}"
-                      for row in value[:SHOWN_FAILURES]]
+            lines += [
+                f"  - {json.dumps(row, ensure_ascii=False)}"
+                for row in value[:SHOWN_FAILURES]
+            ]
         elif not isinstance(value, dict):
             lines.append(f"- {key}: {value}")
     lines += ["", f"## Wrong answers ({len(failures)})", ""]

@@ -158,7 +158,7 @@ def uniform_numbers(seed, step):
 
 
 def threefry(key_0, key_1, counter_0, counter_1):
-    """Returns the two words of Threefry-2x32-20 for uint32 keys and counters."""
+    """Returns two uint32 words of Threefry-2x32-20, key and counter uint32."""
     keys = (key_0, key_1, key_0 ^ key_1 ^ ops.cast(0x1BD11BDA, "uint32"))
     rotations = ((13, 15, 26, 6), (17, 29, 16, 24))
     first, second = counter_0 + keys[0], counter_1 + keys[1]

@@ -42,7 +42,8 @@ class MultiHeadAttention(keras.layers.Layer):
 
     Call arguments:
         hidden_states: float (batch, target_length, model_dim).
-        attention_mask: bool (batch, target_length, source_length), true = may attend.
+        attention_mask: bool (batch, target_length, source_length), true =
+            may attend.
         positions: int (batch, target_length). Used if `rotary_base` is set.
         keys, values: float (batch, slots, num_kv_heads, head_dim). Cache of
             this layer; source_length is then `slots`. `None` = no cache.

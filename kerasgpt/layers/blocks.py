@@ -39,7 +39,8 @@ class DecoderBlock(keras.layers.Layer):
 
     Call arguments:
         hidden_states: float (batch, target_length, model_dim).
-        attention_mask: bool (batch, target_length, source_length), true = may attend.
+        attention_mask: bool (batch, target_length, source_length), true =
+            may attend.
         positions, keys, values, start: see `MultiHeadAttention`.
 
     Returns:

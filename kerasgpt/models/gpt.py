@@ -61,11 +61,11 @@ class GPTConfig(Config):
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                if value < 1:
-                    raise ValueError(
-                        f"{field.name} must be at least 1; received {value}."
-                    )
+            is_count = isinstance(value, int) and not isinstance(value, bool)
+            if is_count and value < 1:
+                raise ValueError(
+                    f"{field.name} must be at least 1; received {value}."
+                )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads; received "
@@ -112,7 +112,7 @@ class GPTConfig(Config):
 
     @property
     def num_parameters(self):
-        """int. Trainable numbers, counted without building the model."""
+        """Int. Trainable numbers, counted without building the model."""
         width, inner = self.model_dim, self.inner_dim
         query, key = (
             self.num_heads * self.head_dim,
@@ -134,7 +134,7 @@ class GPTConfig(Config):
 
     @property
     def training_flops_per_token(self):
-        """float. Forward and backward: 6 a matrix parameter, plus attention.
+        """Float. Forward and backward: 6 a matrix parameter, plus attention.
 
         Reference: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), appendix B.
         """

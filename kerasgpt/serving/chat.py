@@ -5,7 +5,9 @@ import sys
 from kerasgpt.config import InputError
 
 
-def chat(generator, *, system="", read=input, write=sys.stdout.write, **options):
+def chat(
+    generator, *, system="", read=input, write=sys.stdout.write, **options
+):
     """Talks with the user until they leave, replies streaming as they come.
 
     The conversation is kept; when it fills the context, its oldest turns are

@@ -20,7 +20,7 @@ MODEL_FILE = "sentencepiece.model"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model run by TF Text, eagerly and in graphs.
+    r"""A SentencePiece model run by TF Text, eagerly and in graphs.
 
     Any valid UTF-8 text comes back as it was: the model is trained without
     normalisation and falls back to bytes.
@@ -34,8 +34,8 @@ class SentencePieceTokenizer(Tokenizer):
     Example:
         >>> tokenizer = train_sentence_piece(["to be or not to be"] * 9,
         ...                                  vocabulary_size=300)
-        >>> tokenizer.decode(tokenizer.encode(" to  be\\t\\u4f60!"))
-        ' to  be\\t\\u4f60!'
+        >>> tokenizer.decode(tokenizer.encode(" to  be\t\u4f60!"))
+        ' to  be\t你!'
     """
 
     kind = "sentence_piece"
@@ -111,7 +111,8 @@ class _NamedModel(tf.saved_model.experimental.TrackableResource):
         _ = self.resource_handle
 
     def _create_resource(self):
-        return sentencepiece_tokenizer.gen_sentencepiece_tokenizer.sentencepiece_op(
+        operations = sentencepiece_tokenizer.gen_sentencepiece_tokenizer
+        return operations.sentencepiece_op(
             model=self._model, shared_name=self._shared_name
         )
 

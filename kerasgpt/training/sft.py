@@ -22,8 +22,9 @@ class EvaluationConfig(Config):
     """How the models are asked when training is done."""
 
     questions_per_task: int = setting(
-        50, "held-out questions of each task and language; of your own data, "
-        "held-out conversations"
+        50,
+        "held-out questions of each task and language; of your own data, "
+        "held-out conversations",
     )
     max_new_tokens: int = setting(64, "of a reply", unit="tokens")
 

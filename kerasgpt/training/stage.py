@@ -46,7 +46,9 @@ class TrainConfig(Config):
 
     steps: int = setting(1000, "optimizer updates", unit="steps")
     batch_tokens: int = setting(
-        4096, "positions of one update; a multiple of the context", unit="tokens"
+        4096,
+        "positions of one update; a multiple of the context",
+        unit="tokens",
     )
     optimizer: str = setting(
         "muon",

@@ -1,4 +1,4 @@
-"""Owns the train step. Not: the model it trains, nor the loop around it (fit)."""
+"""Owns the train step. Not: the model, nor the loop around it (fit)."""
 
 import keras
 import tensorflow as tf

@@ -4,10 +4,11 @@ Documents state facts; none of them asks. What a chat model knows about a fact
 that no chat asked for, it read here.
 """
 
+import itertools
 import random
 
-from kerasgpt.data.shop.world import COLOURS, LANGUAGES
 from kerasgpt.data.shop import phrases
+from kerasgpt.data.shop.world import COLOURS, LANGUAGES
 
 # Of all documents, those that are the page of one product.
 PRODUCT_SHARE = 0.75
@@ -134,7 +135,7 @@ def generate_documents(world, *, count, seed=0):
         if rng.random() < PRODUCT_SHARE:
             if not order:
                 # Each product once before any comes again.
-                order = [(p, l) for p in world.products for l in LANGUAGES]
+                order = list(itertools.product(world.products, LANGUAGES))
                 rng.shuffle(order)
             yield _product_document(rng, *order.pop())
         else:
