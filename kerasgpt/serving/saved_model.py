@@ -107,14 +107,13 @@ class ServingModule(tf.Module):
         prompts = self.template.prompt_strings(
             tf.fill([rows[0], 1], "user"), prompt[:, None]
         )
+        zeros = tf.zeros(rows, tf.int32)
+        greedy = (tf.zeros(rows), zeros, tf.ones(rows), zeros)
         reply = self._reply(
             prompts,
             "<|end_of_turn|>",
-            max_new_tokens=tf.fill(rows, self.max_new_tokens),
-            temperature=tf.zeros(rows),
-            top_k=tf.zeros(rows, tf.int32),
-            top_p=tf.ones(rows),
-            seed=tf.zeros(rows, tf.int32),
+            tf.fill(rows, self.max_new_tokens),
+            *greedy,
         )
         return {"text": reply["text"]}
 
@@ -124,13 +123,10 @@ class ServingModule(tf.Module):
     def chat(
         self, roles, contents, max_new_tokens, temperature, top_k, top_p, seed
     ):
+        is_equal = tf.equal(tf.shape(roles), tf.shape(contents))
         roles, contents = _require(
             (roles, contents),
-            {
-                "roles and contents must be equal in shape": tf.equal(
-                    tf.shape(roles), tf.shape(contents)
-                )
-            },
+            {"roles and contents must be equal in shape": is_equal},
         )
         is_turn = tf.not_equal(roles, "")
         roles, contents = _require(
@@ -151,11 +147,7 @@ class ServingModule(tf.Module):
         return self._reply(
             self.template.prompt_strings(roles, contents),
             "<|end_of_turn|>",
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
+            *(max_new_tokens, temperature, top_k, top_p, seed),
         )
 
     @_graph(_vector("prompt", tf.string), *_SAMPLING)
@@ -164,23 +156,19 @@ class ServingModule(tf.Module):
         return self._reply(
             self._with_start(self.tokenizer.encode_strings(prompt)),
             "<|end_of_document|>",
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
+            *(max_new_tokens, temperature, top_k, top_p, seed),
         )
 
     @_graph(_vector("text", tf.string))
     def score(self, text):
         text = _require_text(text, "text")
         rows = self.tokenizer.encode_strings(text)
+        context = self.context_length
         rows = _require(
             rows,
             {
                 f"text must not have more tokens than the context of "
-                f"{self.context_length}": rows.row_lengths()
-                <= self.context_length
+                f"{context}": rows.row_lengths() <= context
             },
         )
         targets = rows.to_tensor()
@@ -205,21 +193,21 @@ class ServingModule(tf.Module):
         start = tf.fill([batch_size, 1], self.template.document_id)
         return tf.concat([start, rows], axis=1)
 
-    def _reply(self, prompts, stop_token, **sampling):
+    def _reply(self, prompts, stop_token, *sampling):
         """Returns the outputs of `chat` and `generate`.
 
         Args:
             prompts: int32 RaggedTensor (batch, None).
             stop_token: str, the control token that ends a row.
-            **sampling: the sampling inputs, unchecked.
+            *sampling: the sampling inputs, unchecked.
         """
-        sampling = self._require_sampling(prompts.nrows(tf.int32), sampling)
+        limits, *sampling = self._require_sampling(prompts, sampling)
+        context = self.context_length
         prompts = _require(
             prompts,
             {
                 f"the prompt must leave room for a token in the context of "
-                f"{self.context_length} tokens": prompts.row_lengths()
-                < self.context_length
+                f"{context} tokens": prompts.row_lengths() < context
             },
         )
         lengths = tf.cast(prompts.row_lengths(), tf.int32)
@@ -227,21 +215,18 @@ class ServingModule(tf.Module):
         token_ids, num_tokens = self._continue(
             prompts.to_tensor(),
             lengths,
-            tf.minimum(
-                sampling.pop("max_new_tokens"), self.context_length - lengths
-            ),
+            tf.minimum(limits, context - lengths),
             tf.constant(stop_id),
             tf.constant(banned_ids(self.vocabulary_size, stop_id)),
-            **sampling,
+            *sampling,
         )
         last = tf.gather(token_ids, num_tokens - 1, batch_dims=1)
         is_stopped = tf.equal(last, stop_id)
         num_tokens -= tf.cast(is_stopped, tf.int32)
-        text = self.tokenizer.decode_ids(
-            tf.RaggedTensor.from_tensor(
-                token_ids, lengths=tf.cast(num_tokens, tf.int64)
-            )
+        rows = tf.RaggedTensor.from_tensor(
+            token_ids, lengths=tf.cast(num_tokens, tf.int64)
         )
+        text = self.tokenizer.decode_ids(rows)
         return {
             "text": text,
             "text_bytes": text,
@@ -249,32 +234,27 @@ class ServingModule(tf.Module):
             "finish_reason": tf.where(is_stopped, "stop", "length"),
         }
 
-    def _require_sampling(self, batch_size, sampling):
-        new_tokens = sampling["max_new_tokens"]
-        temperature = sampling["temperature"]
+    def _require_sampling(self, prompts, sampling):
+        batch_size = prompts.nrows(tf.int32)
+        limits, temperature, top_k, top_p, _ = sampling
         rules = {
-            f"{name} must have a value for each row": tf.equal(
+            f"{spec.name} must have a value for each row": tf.equal(
                 tf.size(value), batch_size
             )
-            for name, value in sampling.items()
+            for spec, value in zip(_SAMPLING, sampling, strict=True)
         }
-        return _require(
-            sampling,
-            rules
-            | {
-                "the batch must have a row": batch_size > 0,
-                f"max_new_tokens must be from 1 to {self.max_new_tokens}": (
-                    (new_tokens >= 1) & (new_tokens <= self.max_new_tokens)
-                ),
-                "temperature must be a finite number of at least 0": (
-                    tf.math.is_finite(temperature) & (temperature >= 0)
-                ),
-                "top_k must be at least 0": sampling["top_k"] >= 0,
-                "top_p must be above 0 and at most 1": (
-                    (sampling["top_p"] > 0) & (sampling["top_p"] <= 1)
-                ),
-            },
-        )
+        rules |= {
+            "the batch must have a row": batch_size > 0,
+            f"max_new_tokens must be from 1 to {self.max_new_tokens}": (
+                (limits >= 1) & (limits <= self.max_new_tokens)
+            ),
+            "temperature must be a finite number of at least 0": (
+                tf.math.is_finite(temperature) & (temperature >= 0)
+            ),
+            "top_k must be at least 0": top_k >= 0,
+            "top_p must be above 0 and at most 1": (top_p > 0) & (top_p <= 1),
+        }
+        return _require(sampling, rules)
 
     # A function of its own, so that all signatures share one loop.
     @_graph(
@@ -285,30 +265,21 @@ class ServingModule(tf.Module):
         _vector("is_banned", tf.bool),
         *_SAMPLING[1:],
     )
-    def _continue(
-        self,
-        token_ids,
-        lengths,
-        limits,
-        stop_id,
-        is_banned,
-        temperature,
-        top_k,
-        top_p,
-        seed,
-    ):
-        """Returns generated ids, padded, and how many of each row count."""
+    def _continue(self, token_ids, lengths, limits, stop_id, is_banned, *rest):
+        """Returns generated ids, padded, and how many each row has."""
+        temperature, top_k, top_p, seed = rest
         num_slots = tf.reduce_max(limits)
+        settings = SamplerSettings(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=tf.zeros_like(temperature),
+            repetition_penalty=tf.ones_like(temperature),
+            seed=seed,
+        )
         state = self._decode(
             self._prefill(token_ids, lengths, max_new_tokens=num_slots),
-            SamplerSettings(
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=tf.zeros_like(temperature),
-                repetition_penalty=tf.ones_like(temperature),
-                seed=seed,
-            ),
+            settings,
             max_new_tokens=limits,
             stop_id=stop_id,
             is_banned=is_banned,

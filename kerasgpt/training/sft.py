@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import random
 
 import keras
 import numpy as np
@@ -42,6 +43,11 @@ class SFTConfig(Config):
     )
     overwrite: bool = setting(False, "delete another run's run_dir first")
     seed: int = setting(0, "of weights and of the order of the data")
+    shuffle_answers: bool = setting(
+        False,
+        "a control: every chat gets the answers of another, so that nothing "
+        "can be learned but how answers look",
+    )
     data: DataConfig = setting(DataConfig(), "what is learned from")
     tokenizer: pretrain.TokenizerConfig = setting(
         pretrain.TokenizerConfig(), "text to tokens"
@@ -103,8 +109,11 @@ def run(config, corpus, *, tell=print):
     else:
         base = pretrain.run(config.base, corpus, tell=tell)
     tokenizer = base.tokenizer
+    chats = corpus.chats
+    if config.shuffle_answers:
+        chats = shuffled_answers(chats, config.seed)
     shards, manifest = prepare_chats(
-        corpus.chats,
+        chats,
         tokenizer,
         folder / "data",
         validation_fraction=config.data.validation_fraction,
@@ -133,7 +142,7 @@ def run(config, corpus, *, tell=print):
     check_skipped(
         config.data.path or "the shop",
         too_long,
-        len(corpus.chats),
+        len(chats),
         config.data.max_skipped_fraction,
     )
     if not all(len(part) for part in rows.values()):
@@ -155,7 +164,7 @@ def run(config, corpus, *, tell=print):
     prompts = [
         chat[: _first_reply(chat)]
         for chat in held_out_chats(
-            corpus.chats, config.data.validation_fraction
+            chats, config.data.validation_fraction
         )[:2]
     ]
     generator = Generator(model, tokenizer)
@@ -192,6 +201,33 @@ def run(config, corpus, *, tell=print):
             "skipped": [dataclasses.asdict(row) for row in skipped],
         },
     )
+
+
+def shuffled_answers(chats, seed):
+    """Returns the chats with their assistant contents dealt out anew.
+
+    Example:
+        >>> chats = [[{"role": "assistant", "content": text}] for text in "ab"]
+        >>> sorted(c[0]["content"] for c in shuffled_answers(chats, seed=0))
+        ['a', 'b']
+    """
+    answers = [
+        message["content"]
+        for chat in chats
+        for message in chat
+        if message["role"] == "assistant"
+    ]
+    random.Random(seed).shuffle(answers)
+    dealt = iter(answers)
+    return [
+        [
+            {**message, "content": next(dealt)}
+            if message["role"] == "assistant"
+            else message
+            for message in chat
+        ]
+        for chat in chats
+    ]
 
 
 def _first_reply(chat):

@@ -77,8 +77,7 @@ def model(tokenizer):
         )
     )
     model.build()
-    # As initialised, a model repeats its last token whatever it reads. Not
-    # `keras.utils.set_random_seed`, which resets the tokenizer's resource.
+    # As initialised, a model repeats its last token whatever it reads.
     random = np.random.default_rng(3)
     for variable in model.trainable_variables:
         if len(variable.shape) == 2:
