@@ -37,6 +37,17 @@ def test_rotary_positions(base):
         )
 
 
+def test_rotary_positions_of_packed_documents():
+    heads = np.random.default_rng(0).normal(size=(2, 5, 3, 8))
+    heads = ops.array(heads, "float32")
+    positions = ops.array([[0, 1, 2, 0, 1], [0, 0, 1, 2, 3]], "int32")
+    np.testing.assert_allclose(
+        RotaryEmbedding()(heads, positions),
+        keras_hub.layers.RotaryEmbedding()(heads, positions=positions),
+        atol=1e-5,
+    )
+
+
 def _randomise(model):
     rng = np.random.default_rng(2)
     model.set_weights(

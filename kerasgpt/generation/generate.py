@@ -90,9 +90,7 @@ def prefill(model, token_ids, lengths, *, max_new_tokens):
     )
 
 
-def decode(
-    model, state, settings, *, max_new_tokens, stop_id, is_banned, num_steps
-):
+def decode(model, state, settings, *, max_new_tokens, stop_id, num_steps):
     """Generates up to `num_steps` more tokens a row.
 
     A row ends with `stop_id`, or when it has its `max_new_tokens`.
@@ -102,14 +100,18 @@ def decode(
         state: DecodeState.
         settings: SamplerSettings.
         max_new_tokens: int32 (batch,). At most the room that was reserved.
-        stop_id: int. Ends a row; it is counted as generated.
-        is_banned: bool (vocabulary_size,). Never generated.
+        stop_id: int32 (). Ends a row; it is counted as generated. No other
+            control id is ever generated.
         num_steps: int32 ().
 
     Returns:
         DecodeState.
     """
     last_step = state.step + num_steps
+    token_range = ops.arange(model.config.vocabulary_size, dtype="int32")
+    is_banned = ops.logical_and(
+        token_range < len(CONTROL_TOKENS), ops.not_equal(token_range, stop_id)
+    )
 
     def is_running(state):
         return ops.logical_and(
@@ -169,14 +171,6 @@ def decode(
     return tf.nest.pack_sequence_as(state, flat)
 
 
-def banned_ids(vocabulary_size, stop_id):
-    """Returns bool (vocabulary_size,): control tokens but the stop id."""
-    is_banned = np.zeros(vocabulary_size, bool)
-    is_banned[: len(CONTROL_TOKENS)] = True
-    is_banned[stop_id] = False
-    return is_banned
-
-
 class Generator:
     """Text in, text out, for one model and its tokenizer.
 
@@ -205,16 +199,12 @@ class Generator:
         )
 
     def _traced_decode(self, state, settings, limits, stop_id, num_steps):
-        is_banned = banned_ids(
-            self.model.config.vocabulary_size, self.template.end_id
-        )
         return decode(
             self.model,
             state,
             settings,
             max_new_tokens=limits,
             stop_id=stop_id,
-            is_banned=tf.constant(is_banned),
             num_steps=num_steps,
         )
 

@@ -11,8 +11,8 @@ class RotaryEmbedding(keras.layers.Layer):
     Features i and i + H/2 of a head form a pair, turned by
     `position * base ** (-2 i / H)`; a score of two turned vectors depends on
     the distance of their positions only. This is the half-split layout of
-    Llama and Qwen weights. keras-hub has the same layer, but it counts
-    positions from a start index and cannot restart them in a packed row.
+    Llama and Qwen weights. keras-hub has an equal layer, which the tests
+    compare with this one; `layers` imports Keras alone.
 
     Args:
         base: float. Wavelength base; larger suits longer contexts.

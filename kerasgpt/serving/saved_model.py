@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kerasgpt.config import InputError
 from kerasgpt.files import atomic_folder, write_manifest
-from kerasgpt.generation.generate import banned_ids, decode, prefill
+from kerasgpt.generation.generate import decode, prefill
 from kerasgpt.generation.samplers import SamplerSettings
 from kerasgpt.tokenizers.chat_template import ChatTemplate
 
@@ -69,7 +69,8 @@ class ServingModule(tf.Module):
             `serving_default` asks for.
 
     Raises:
-        InputError: if `max_new_tokens` is less than 1.
+        InputError: if `max_new_tokens` is less than 1, or the model has
+            other ids than the tokenizer.
 
     Example:
         >>> from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
@@ -86,13 +87,18 @@ class ServingModule(tf.Module):
             raise InputError(
                 f"max_new_tokens={max_new_tokens}: must be at least 1."
             )
+        if model.config.vocabulary_size != tokenizer.vocabulary_size:
+            raise InputError(
+                f"the model has {model.config.vocabulary_size} ids and the "
+                f"tokenizer {tokenizer.vocabulary_size}; give the tokenizer "
+                f"that the model was trained with."
+            )
         if not model.built:
             model.build()
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)
         self.max_new_tokens = max_new_tokens
         self.context_length = model.config.context_length
-        self.vocabulary_size = model.config.vocabulary_size
         # The variables are tracked, the model is not: as an attribute it
         # would be saved as Keras objects, which no server can read.
         self.model_variables = [v.value for v in model.variables]
@@ -217,7 +223,6 @@ class ServingModule(tf.Module):
             lengths,
             tf.minimum(limits, context - lengths),
             tf.constant(stop_id),
-            tf.constant(banned_ids(self.vocabulary_size, stop_id)),
             *sampling,
         )
         last = tf.gather(token_ids, num_tokens - 1, batch_dims=1)
@@ -262,10 +267,9 @@ class ServingModule(tf.Module):
         _vector("lengths", tf.int32),
         _vector("limits", tf.int32),
         tf.TensorSpec([], tf.int32, name="stop_id"),
-        _vector("is_banned", tf.bool),
         *_SAMPLING[1:],
     )
-    def _continue(self, token_ids, lengths, limits, stop_id, is_banned, *rest):
+    def _continue(self, token_ids, lengths, limits, stop_id, *rest):
         """Returns generated ids, padded, and how many each row has."""
         temperature, top_k, top_p, seed = rest
         num_slots = tf.reduce_max(limits)
@@ -282,7 +286,6 @@ class ServingModule(tf.Module):
             settings,
             max_new_tokens=limits,
             stop_id=stop_id,
-            is_banned=is_banned,
             num_steps=num_slots,
         )
         return state.token_ids, state.num_tokens

@@ -167,6 +167,7 @@ def train_sentence_piece(texts, *, vocabulary_size):
             pad_piece=CONTROL_TOKENS[0],
             unk_id=1,
             unk_piece=CONTROL_TOKENS[1],
+            unk_surface="",
             bos_id=2,
             bos_piece=CONTROL_TOKENS[2],
             eos_id=3,

@@ -163,9 +163,7 @@ def run(config, corpus, *, tell=print):
     )
     prompts = [
         chat[: _first_reply(chat)]
-        for chat in held_out_chats(
-            chats, config.data.validation_fraction
-        )[:2]
+        for chat in held_out_chats(chats, config.data.validation_fraction)[:2]
     ]
     generator = Generator(model, tokenizer)
 

@@ -9,7 +9,7 @@ TensorFlow Serving does: the same loader, the same session, XLA switched off.
 REQUEST.json: {"inputs": {alias: {"name", "dtype", "shape", "values"}},
 "outputs": {alias: {"name"}}}, names and dtypes as the SignatureDef has them,
 values flat. RESPONSE.json: {"code", "message", "outputs": {alias: {"shape",
-"values"}}, "seconds"}; outputs are those of a second run.
+"values"}}, "seconds"}. The signature is run twice and must answer the same.
 """
 
 import argparse
@@ -258,8 +258,11 @@ def main():
         # Twice, because no state of the first may leak into the second.
         for run in ("first", "second"):
             started = time.perf_counter()
-            response["outputs"] = runner.run(**request)
+            outputs = runner.run(**request)
             response["seconds"][run] = time.perf_counter() - started
+            if response["outputs"] not in ({}, outputs):
+                raise StatusError(-1, "two runs differ")
+            response["outputs"] = outputs
         runner.close()
     except StatusError as error:
         response["code"], response["message"] = error.args

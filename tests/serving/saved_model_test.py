@@ -419,7 +419,7 @@ def test_graph_has_no_python_and_no_xla(export):
         assert not part.attr["_XlaMustCompile"].b
 
 
-def test_versions_count_up(tmp_path):
+def test_versions_count_up(tokenizer, tmp_path):
     folder = tmp_path / "models" / "tiny"
     small = GPTCausalLM(
         GPTConfig.from_depth(
@@ -451,6 +451,8 @@ def test_versions_count_up(tmp_path):
         publish(version=0)
     with pytest.raises(InputError, match="max_new_tokens=0"):
         publish(max_new_tokens=0)
+    with pytest.raises(InputError, match="has 265 ids and the tokenizer 360"):
+        export_saved_model(small, tokenizer, folder)
     reply = tf.saved_model.load(str(folder / "12")).signatures["chat"]
     inputs = chat_inputs([[message("hi")], [message("")]])
     python = Generator(small, ByteTokenizer(), jit_compile=False).reply(
@@ -527,7 +529,7 @@ def text_ops():
 
 def test_c_library_gives_the_same_replies(export, generator, tmp_path):
     prompts = [f"{number}. {text}" for number in (1, 2, 3) for text in PROMPTS]
-    prompts = [text for text in prompts if "\x00" not in text][:100]
+    prompts = prompts[:100]
     response = run_in_c(
         export,
         "serving_default",

@@ -236,48 +236,126 @@ FACT_WORDINGS = {
 FOLLOW_UP_WORDINGS = {
     "kind": {
         "en": (
-            ("And what is it?", "What kind of product is it?"),
+            (
+                "And what is it?",
+                "What kind of product is it?",
+                "What type of thing is it?",
+                "And which product is it?",
+            ),
             ("And what kind of product is it?",),
         ),
-        "zh": (("它是什么？", "它是什么商品？"), ("那它是什么商品？",)),
+        "zh": (
+            (
+                "它是什么？",
+                "它是什么商品？",
+                "那它是什么东西？",
+                "那它是哪种东西？",
+                "它是一种什么商品？",
+            ),
+            ("那它是什么商品？",),
+        ),
     },
     "category": {
         "en": (
             (
                 "Which category does it belong to?",
                 "And in which section do I find it?",
+                "And what is its category?",
+                "Under which category is it listed?",
             ),
             ("And which category does it belong to?",),
         ),
-        "zh": (("它属于哪一类？", "那它在哪个区？"), ("那它属于哪一类？",)),
+        "zh": (
+            (
+                "它属于哪一类？",
+                "那它在哪个区？",
+                "那它的类别是什么？",
+                "它归入什么类别？",
+            ),
+            ("那它属于哪一类？",),
+        ),
     },
     "price": {
         "en": (
-            ("How much does it cost?", "And what is its price?"),
+            (
+                "How much does it cost?",
+                "And what is its price?",
+                "And how much is it?",
+                "What do I pay for it?",
+            ),
             ("And how much does it cost?",),
         ),
-        "zh": (("它多少钱？", "那它的价格是多少？"), ("那它多少钱？",)),
+        "zh": (
+            (
+                "它多少钱？",
+                "那它的价格是多少？",
+                "那它卖多少元？",
+                "它的售价是多少？",
+                "那买一件要多少钱？",
+            ),
+            ("那它多少钱？",),
+        ),
     },
     "colour": {
         "en": (
-            ("What colour is it?", "And which colour does it have?"),
+            (
+                "What colour is it?",
+                "And which colour does it have?",
+                "And what is its colour?",
+                "In which colour does it come?",
+            ),
             ("And what colour is it?",),
         ),
-        "zh": (("它是什么颜色？", "那它的颜色是什么？"), ("那它是什么颜色？",)),
+        "zh": (
+            (
+                "它是什么颜色？",
+                "那它的颜色是什么？",
+                "那它有什么颜色？",
+                "它是哪种颜色的？",
+            ),
+            ("那它是什么颜色？",),
+        ),
     },
     "stock": {
         "en": (
-            ("How many pieces of it are left?", "And what is its stock?"),
+            (
+                "How many pieces of it are left?",
+                "And what is its stock?",
+                "And how many pieces of it do you have?",
+                "How many of it are in stock?",
+            ),
             ("And how many pieces of it are left?",),
         ),
-        "zh": (("它还剩几件？", "那它有多少库存？"), ("那它还剩几件？",)),
+        "zh": (
+            (
+                "它还剩几件？",
+                "那它有多少库存？",
+                "那它还有多少件？",
+                "它的库存是多少？",
+                "那它剩多少件？",
+            ),
+            ("那它还剩几件？",),
+        ),
     },
     "warranty": {
         "en": (
-            ("How long is its warranty?", "And what warranty does it have?"),
+            (
+                "How long is its warranty?",
+                "And what warranty does it have?",
+                "And for how many years is it covered?",
+                "How long does its warranty last?",
+            ),
             ("And how long is its warranty?",),
         ),
-        "zh": (("它保修多久？", "那它的保修期是多长？"), ("那它保修多久？",)),
+        "zh": (
+            (
+                "它保修多久？",
+                "那它的保修期是多长？",
+                "那它保修几年？",
+                "它有多久的质保？",
+            ),
+            ("那它保修多久？",),
+        ),
     },
 }
 POLICY_WORDINGS = {
@@ -869,7 +947,7 @@ TASKS = {
 # How often a task is drawn for training chats: tasks that recall one of many
 # facts need more practice than those that transform the text at hand.
 TRAINING_WEIGHTS = {
-    task: 3 if task in ("fact", "follow_up", "arithmetic") else 1
+    task: 2 if task in ("fact", "follow_up", "arithmetic") else 1
     for task in TASKS
 }
 

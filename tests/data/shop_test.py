@@ -1,0 +1,368 @@
+"""The shop's world, its texts, and above all its split."""
+
+import collections
+
+import pytest
+
+from kerasgpt.data.shop import (
+    TASKS,
+    build_world,
+    generate_chats,
+    generate_documents,
+    generate_questions,
+)
+from kerasgpt.data.shop import chats as shop_chats
+from kerasgpt.data.shop.documents import FACT_SENTENCES, fact_values
+from kerasgpt.data.shop.world import ATTRIBUTES, LANGUAGES
+
+NUM_CHATS = 4000
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build_world()
+
+
+@pytest.fixture(scope="module")
+def chats(world):
+    return list(generate_chats(world, count=NUM_CHATS))
+
+
+@pytest.fixture(scope="module")
+def documents(world):
+    return list(generate_documents(world, count=6000))
+
+
+@pytest.fixture(scope="module")
+def questions(world):
+    return generate_questions(world, count_per_task=40)
+
+
+def _contents(chats, role):
+    return [m["content"] for chat in chats for m in chat if m["role"] == role]
+
+
+def _facts(world):
+    """Yields (product, attribute, every sentence that states the fact)."""
+    for product in world.products:
+        for attribute in ATTRIBUTES:
+            yield (
+                product,
+                attribute,
+                [
+                    wording.format(**fact_values(product, language))
+                    for language in LANGUAGES
+                    for wording in FACT_SENTENCES[language][attribute]
+                ],
+            )
+
+
+# The world.
+
+
+def test_a_seed_describes_one_world():
+    assert build_world(3) == build_world(3)
+    assert build_world(3) != build_world(4)
+
+
+def test_the_default_world_is_large_enough(world):
+    assert len(world.products) >= 100
+    names = [product.name for product in world.products]
+    assert len({*names, *world.unknown_names}) == len(names) + 400
+    assert len(world.policies) == 8
+
+
+@pytest.mark.parametrize("other_seed", [1, 2, 3])
+def test_another_seed_shares_no_fact(world, other_seed):
+    def facts(world):
+        return {
+            (product.name, attribute, str(getattr(product, attribute)))
+            for product in world.products
+            for attribute in ("kind", "price", "colour", "stock", "warranty")
+        }
+
+    assert not facts(world) & facts(build_world(other_seed))
+
+
+def test_a_larger_world_is_still_a_world():
+    world = build_world(num_products=2000)
+    assert len({product.name for product in world.products}) == 2000
+    for count in (0, 2001):
+        with pytest.raises(ValueError, match=f"received {count}"):
+            build_world(num_products=count)
+
+
+def test_the_split_is_a_fifth_and_does_not_depend_on_order(world):
+    keys = [(p.name, a) for p in world.products for a in ATTRIBUTES]
+    held_out = [key for key in keys if world.is_held_out(*key)]
+    assert 0.15 < len(held_out) / len(keys) < 0.25
+    again = [key for key in reversed(keys) if world.is_held_out(*key)]
+    assert sorted(again) == sorted(held_out)
+    other = build_world(1)
+    assert held_out != [key for key in keys if other.is_held_out(*key)]
+
+
+# Documents.
+
+
+def test_documents_are_repeatable_and_differ_by_seed(world):
+    def texts(seed):
+        return list(generate_documents(world, count=50, seed=seed))
+
+    assert texts(0) == texts(0)
+    assert texts(0) != texts(1)
+
+
+def test_documents_state_every_fact_in_both_languages(world, documents):
+    text = "\n".join(documents)
+    for product in world.products:
+        for attribute in ATTRIBUTES:
+            for language in LANGUAGES:
+                values = fact_values(product, language)
+                wordings = FACT_SENTENCES[language][attribute]
+                assert any(
+                    wording.format(**values) in text for wording in wordings
+                ), (product.name, attribute, language)
+
+
+def test_documents_ask_nothing(documents):
+    assert not [text for text in documents if "?" in text or "？" in text]
+
+
+def test_documents_state_no_wrong_price(world, documents):
+    prices = {product.name: product.price for product in world.products}
+    for text in documents:
+        for name, price in prices.items():
+            marker = f"The {name} costs "
+            if marker in text:
+                rest = text.split(marker, 1)[1]
+                assert rest.startswith(f"{price} yuan.")
+
+
+def test_documents_hold_no_held_out_sale_or_translation(questions, documents):
+    text = "\n".join(documents)
+    for question in questions:
+        if question.task == "translation":
+            source = question.messages[-1]["content"]
+            assert question.answer not in text
+            sentence = source.split(": ")[-1].split("？")[-1].split("：")[-1]
+            assert sentence not in text.split("\n")
+
+
+# Chats.
+
+
+def test_chats_are_repeatable_and_differ_by_seed(world):
+    def some(seed):
+        return list(generate_chats(world, count=30, seed=seed))
+
+    assert some(0) == some(0)
+    assert some(0) != some(1)
+
+
+def test_chats_alternate_between_user_and_assistant(chats):
+    for chat in chats:
+        roles = [message["role"] for message in chat]
+        assert roles == ["user", "assistant"] * (len(chat) // 2)
+        assert all(message["content"].strip() for message in chat)
+
+
+def test_half_of_the_chats_are_chinese(chats):
+    chinese = [
+        chat
+        for chat in chats
+        if any("\u4e00" <= c <= "\u9fff" for m in chat for c in m["content"])
+    ]
+    # Translations into Chinese add some to the half of them.
+    assert NUM_CHATS // 2 <= len(chinese) < 0.75 * NUM_CHATS
+
+
+# The split between training chats and held-out questions.
+
+
+def test_held_out_keys_are_held_out_and_the_others_are_not(world, questions):
+    for question in questions:
+        if question.task != "policy":
+            assert world.is_held_out(*question.key), question
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_draws_no_held_out_key(world, monkeypatch, seed):
+    drawn = []
+    original = shop_chats._question
+
+    def record(draw, text, answer, key, **further):
+        drawn.append((draw.task, key))
+        return original(draw, text, answer, key, **further)
+
+    monkeypatch.setattr(shop_chats, "_question", record)
+    list(generate_chats(world, count=1000, seed=seed))
+    assert {task for task, _ in drawn} == set(TASKS)
+    leaks = [
+        (task, key)
+        for task, key in drawn
+        if task != "policy" and world.is_held_out(*key)
+    ]
+    assert not leaks
+
+
+def test_no_training_chat_states_a_held_out_fact(world, chats):
+    text = "\n".join(m["content"] for chat in chats for m in chat)
+    held_out = 0
+    for product, attribute, sentences in _facts(world):
+        if world.is_held_out(product.name, attribute):
+            held_out += 1
+            for sentence in sentences:
+                assert sentence not in text
+    assert held_out > 50
+
+
+def test_training_chats_state_most_other_facts(world, chats):
+    text = "\n".join(m["content"] for chat in chats for m in chat)
+    stated = [
+        any(sentence in text for sentence in sentences)
+        for product, attribute, sentences in _facts(world)
+        if not world.is_held_out(product.name, attribute)
+    ]
+    assert sum(stated) / len(stated) > 0.9
+
+
+def test_no_held_out_question_is_asked_in_training(chats, questions):
+    asked = set(_contents(chats, "user"))
+    for question in questions:
+        # A follow-up ("How much does it cost?") names its product before.
+        if question.task != "follow_up":
+            assert question.messages[-1]["content"] not in asked
+
+
+def test_no_held_out_follow_up_has_its_conversation_in_training(
+    chats, questions
+):
+    answers = set(_contents(chats, "assistant"))
+    for question in questions:
+        if question.task == "follow_up":
+            assert question.answer not in answers
+
+
+# The tasks whose every answer tells the key; others have few answers.
+TELLING = ("fact", "follow_up", "arithmetic", "email", "translation", "roles")
+
+
+def test_no_held_out_answer_is_given_in_training(chats, questions):
+    given = set(_contents(chats, "assistant"))
+    for question in questions:
+        if question.task in TELLING:
+            assert question.answer not in given, question
+
+
+def _constant_parts(wordings):
+    """Yields the longest piece of each new wording that has no slot."""
+    for language in LANGUAGES:
+        for wording in wordings[language][1]:
+            if not wording:
+                continue
+            pieces = wording
+            for slot in "nmesdrt":
+                pieces = pieces.replace(f"{{{slot}}}", "\x00")
+            yield language, wording, pieces
+
+
+NEW_WORDINGS = {
+    "openers": shop_chats.OPENERS,
+    "arithmetic": shop_chats.ARITHMETIC_WORDINGS,
+    "email": shop_chats.EMAIL_WORDINGS,
+    "sentiment": shop_chats.SENTIMENT_WORDINGS,
+    "classify": shop_chats.CLASSIFY_WORDINGS,
+    "summary": shop_chats.SUMMARY_WORDINGS,
+    "translation": shop_chats.TRANSLATION_WORDINGS,
+    "roles": shop_chats.ROLE_WORDINGS,
+    **{f"fact {k}": v for k, v in shop_chats.FACT_WORDINGS.items()},
+    **{f"follow_up {k}": v for k, v in shop_chats.FOLLOW_UP_WORDINGS.items()},
+    **{f"policy {k}": v for k, v in shop_chats.POLICY_WORDINGS.items()},
+}
+
+
+@pytest.mark.parametrize("name", NEW_WORDINGS)
+def test_no_training_turn_has_a_new_wording(chats, name):
+    users = [text.lower() for text in _contents(chats, "user")]
+    for _, wording, pattern in _constant_parts(NEW_WORDINGS[name]):
+        pieces = [p.lower() for p in pattern.split("\x00") if p.strip()]
+        for text in users:
+            place = 0
+            for piece in pieces:
+                place = text.find(piece, place)
+                if place < 0:
+                    break
+                place += len(piece)
+            assert place < 0, (wording, text)
+
+
+@pytest.mark.parametrize("name", NEW_WORDINGS)
+def test_seen_and_new_wordings_are_disjoint(name):
+    for language in LANGUAGES:
+        seen, new = NEW_WORDINGS[name][language]
+        assert new
+        # The empty opener is no wording.
+        assert not (set(seen) & set(new)) - {""}
+
+
+# Questions.
+
+
+def test_every_task_is_asked_in_both_languages_and_wordings(questions):
+    counts = collections.Counter(
+        (q.task, q.language, q.wording) for q in questions
+    )
+    for task in TASKS:
+        for language in LANGUAGES:
+            if task == "policy":
+                assert counts[task, language, "new"] == 40
+            else:
+                assert counts[task, language, "new"] == 20
+                assert counts[task, language, "seen"] == 20
+
+
+def test_questions_are_repeatable_and_differ_by_seed(world):
+    def some(seed):
+        return generate_questions(world, count_per_task=4, seed=seed)
+
+    assert some(0) == some(0)
+    assert some(0) != some(1)
+
+
+def test_questions_end_with_the_user_and_have_an_answer(questions):
+    for question in questions:
+        assert question.messages[-1]["role"] == "user"
+        assert question.answer.strip()
+
+
+def test_answers_are_the_facts_of_the_world(world, questions):
+    products = {product.name: product for product in world.products}
+    for question in questions:
+        if question.task in ("fact", "follow_up"):
+            name, attribute = question.key
+            values = fact_values(products[name], question.language)
+            sentence = FACT_SENTENCES[question.language][attribute][0]
+            assert question.answer == sentence.format(**values)
+        if question.task == "arithmetic":
+            price = products[question.key[0]].price
+            product, total = question.answer.split("×")[1].split("=")[:2]
+            assert int(product) == price
+            assert int("".join(filter(str.isdigit, total))) % price == 0
+        if question.task == "unknown":
+            assert question.key[1] not in products
+            assert question.key[1] in question.messages[-1]["content"]
+
+
+def test_the_name_of_a_follow_up_stands_in_the_first_turn_only(questions):
+    for question in questions:
+        if question.task == "follow_up":
+            name = question.key[0]
+            assert name in question.messages[0]["content"]
+            assert name not in question.messages[-1]["content"]
+
+
+def test_the_world_of_questions_may_be_small():
+    world = build_world(num_products=20)
+    questions = generate_questions(world, count_per_task=4)
+    assert len(questions) == len(TASKS) * 2 * 4
