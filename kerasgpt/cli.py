@@ -10,6 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from kerasgpt.checkpoints.model_folder import load_model
 from kerasgpt.config import InputError
+from kerasgpt.data.formats import is_unicode
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import chat
 from kerasgpt.serving.saved_model import export_saved_model
@@ -53,7 +54,7 @@ def run_script(main, config, *, stages, document):
 def guard(function):
     """Calls a function and returns the exit status.
 
-    An `InputError` is printed as one line, status 2. An interruption says how
+    An `InputError` or `OSError` is printed as one line, status 2. An interruption says how
     to go on, status 130 (SIGINT) or 143 (SIGTERM).
     """
     try:
@@ -74,6 +75,10 @@ def guard(function):
         # The reader of our output, such as head, has left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A full disk, a folder without permission: no fault of the program.
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -165,14 +170,16 @@ def _chat(options):
 def _generate(options):
     if options.num_sequences < 1:
         raise InputError("--num-sequences must be at least 1.")
+    if not is_unicode(options.text):
+        raise InputError("the text is no valid UTF-8.")
     generator = Generator(*load_model(options.folder))
-    count = options.num_sequences
+    sampling = {**_sampling(options), "num_sequences": options.num_sequences}
     if options.as_chat:
         messages = [{"role": "user", "content": options.text}]
-        texts = generator.reply([messages] * count, **_sampling(options))
+        texts = generator.reply([messages], **sampling)
         print("\n".join(texts))
     else:
-        texts = generator.complete([options.text] * count, **_sampling(options))
+        texts = generator.complete([options.text], **sampling)
         print("\n".join(options.text + text for text in texts))
 
 

@@ -77,7 +77,7 @@ def read_messages(row):
     }[kind](row)
     messages = []
     for role, content in turns:
-        if role not in ROLE_NAMES:
+        if not isinstance(role, str) or role not in ROLE_NAMES:
             raise RowError(f"unknown role {role!r}")
         if not isinstance(content, str):
             raise RowError(f"the content of a {role} turn is no text")
@@ -104,9 +104,11 @@ def _messages_turns(row):
 
 def _sharegpt_turns(row):
     turns = _turns(row["conversations"], "from", "value")
-    system = "\n".join(row[key] for key in ("system", "tools") if row.get(key))
-    if system:
-        turns.insert(0, ("system", system))
+    parts = [row[key] for key in ("system", "tools") if row.get(key)]
+    if not all(isinstance(part, str) for part in parts):
+        raise RowError("system and tools must be texts")
+    if parts:
+        turns.insert(0, ("system", "\n".join(parts)))
     if "chosen" in row:
         turns.extend(_turns([row["chosen"]], "from", "value"))
     return turns
@@ -114,7 +116,12 @@ def _sharegpt_turns(row):
 
 def _alpaca_turns(row):
     turns = [("system", row["system"])] if row.get("system") else []
-    for user, assistant in row.get("history") or []:
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
+        raise RowError("history must be a list of [question, answer] pairs")
+    for user, assistant in history:
         turns += [("user", user), ("assistant", assistant)]
     parts = [row["instruction"], row.get("input")]
     if not all(part is None or isinstance(part, str) for part in parts):

@@ -70,13 +70,16 @@ def prefill(model, token_ids, lengths, *, max_new_tokens):
     last = ops.take_along_axis(
         hidden_states, (lengths - 1)[:, None, None], axis=1
     )
-    vocabulary_size = model.config.vocabulary_size
+    rows = ops.broadcast_to(
+        ops.arange(batch_size, dtype="int32")[:, None],
+        (batch_size, prompt_length),
+    )
     # Padding counts as token 0, <|pad|>, which is never generated anyhow.
-    is_seen = ops.max(
-        ops.one_hot(
-            ops.where(is_token, token_ids, 0), vocabulary_size, dtype="int32"
-        ),
-        axis=1,
+    seen_ids = ops.where(is_token, token_ids, 0)
+    is_seen = ops.scatter_update(
+        ops.zeros((batch_size, model.config.vocabulary_size), "bool"),
+        ops.stack([rows, seen_ids], axis=-1),
+        ops.ones_like(is_token),
     )
     return DecodeState(
         token_ids=ops.zeros((batch_size, max_new_tokens), "int32"),
@@ -84,7 +87,7 @@ def prefill(model, token_ids, lengths, *, max_new_tokens):
         is_finished=ops.zeros((batch_size,), "bool"),
         lengths=lengths,
         logits=model.project(last)[:, 0],
-        is_seen=ops.cast(is_seen, "bool"),
+        is_seen=is_seen,
         step=ops.zeros((), "int32"),
         cache=cache,
     )
@@ -214,10 +217,11 @@ class Generator:
         Args:
             conversations: list of lists of {"role", "content"} messages.
             max_new_tokens: int. At most so many, and no more than fit.
-            **sampling: see `SamplerSettings.constant`.
+            **sampling: see `SamplerSettings.constant`; `num_sequences`, how
+                many replies to each conversation.
 
         Returns:
-            list of str.
+            list of str, the replies to one conversation side by side.
 
         Raises:
             InputError: if a conversation fills the context.
@@ -244,18 +248,22 @@ class Generator:
         max_new_tokens,
         *,
         stop_token="<|end_of_turn|>",
+        num_sequences=1,
         batch_size=64,
         **sampling,
     ):
-        """Returns generated ids, lists without the stop id, one a prompt.
+        """Returns generated ids, lists without the stop id.
 
         Args:
             prompts: list of lists of int.
             max_new_tokens: int.
             stop_token: str, the control token that ends a row.
+            num_sequences: int. Results for each prompt, one after the other.
             batch_size: int, rows decoded together.
-            **sampling: see `SamplerSettings.constant`.
+            **sampling: see `SamplerSettings.constant`; the seed counts up from
+                result to result.
         """
+        prompts = [prompt for prompt in prompts for _ in range(num_sequences)]
         # Equal lengths together: a batch is as long as its longest prompt.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         results = [None] * len(prompts)
@@ -263,6 +271,7 @@ class Generator:
             rows = order[first : first + batch_size]
             state, settings, limits, stop_id = self._start(
                 [prompts[row] for row in rows],
+                rows,
                 max_new_tokens,
                 stop_token,
                 sampling,
@@ -293,6 +302,7 @@ class Generator:
         """
         state, settings, limits, stop_id = self._start(
             [self.template.prompt(conversation)],
+            [0],
             max_new_tokens,
             "<|end_of_turn|>",
             sampling,
@@ -313,7 +323,12 @@ class Generator:
             if is_finished:
                 return
 
-    def _start(self, prompts, max_new_tokens, stop_token, sampling):
+    def _start(self, prompts, numbers, max_new_tokens, stop_token, sampling):
+        """Returns the state before the first token, and what decode takes.
+
+        `numbers` are added to the seed, so that a result does not depend on
+        the batch it was decoded in.
+        """
         longest = max(map(len, prompts))
         room = self.context_length - longest
         if room < 1:
@@ -341,6 +356,9 @@ class Generator:
             settings = SamplerSettings.constant(rows, **sampling)
         except ValueError as error:
             raise InputError(str(error)) from error
+        offsets = np.zeros(rows, np.int32)
+        offsets[: len(numbers)] = numbers
+        settings = settings._replace(seed=settings.seed + offsets)
         state = self._prefill(
             tf.constant(token_ids),
             tf.constant(lengths),

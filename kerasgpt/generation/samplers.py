@@ -42,7 +42,7 @@ class SamplerSettings(NamedTuple):
         repetition_penalty=1.0,
         seed=0,
     ):
-        """Returns equal settings for all rows, seeds counting up from `seed`.
+        """Returns equal settings for all rows.
 
         Raises:
             ValueError: for a value outside its range.
@@ -69,7 +69,7 @@ class SamplerSettings(NamedTuple):
             top_p=fill(top_p, "float32"),
             min_p=fill(min_p, "float32"),
             repetition_penalty=fill(repetition_penalty, "float32"),
-            seed=seed + ops.arange(batch_size, dtype="int32"),
+            seed=fill(seed, "int32"),
         )
 
 

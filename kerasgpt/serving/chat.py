@@ -2,7 +2,7 @@
 
 import sys
 
-from kerasgpt.config import InputError
+from kerasgpt.data.formats import is_unicode
 
 
 def chat(
@@ -30,6 +30,11 @@ def chat(
         except (EOFError, KeyboardInterrupt):
             write("\n")
             return
+        except UnicodeDecodeError:
+            text = "\udcff"
+        if not is_unicode(text):
+            write("(the message is no valid UTF-8)\n")
+            continue
         if text == "/quit":
             return
         if text == "/new":
@@ -86,13 +91,17 @@ def fit_context(generator, messages, *, num_fixed=0, room=32):
 
 
 def tell_conversation(generator, texts, *, write=sys.stdout.write):
-    """Writes a conversation in which the user says `texts`, one a turn."""
+    """Writes a conversation in which the user says `texts`, one a turn.
+
+    It ends early with a text that does not fit the context.
+    """
     messages = []
     for text in texts:
         messages.append({"role": "user", "content": text})
         kept = fit_context(generator, messages)
         if kept is None:
-            raise InputError(f"{text!r}: does not fit the model's context.")
+            write(f"  > {text}\n    (too long for the model's context)\n")
+            return
         (reply,) = generator.reply([kept], max_new_tokens=64)
         messages = [*kept, {"role": "assistant", "content": reply}]
         write(f"  > {text}\n    {reply}\n")

@@ -12,7 +12,12 @@ from kerasgpt.config import Config, InputError, setting
 from kerasgpt.data.packing import pack
 from kerasgpt.data.prepare import DataConfig, load_corpus, prepare_documents
 from kerasgpt.data.sources import TFDS_PREFIX
-from kerasgpt.files import atomic_folder, file_hash, write_manifest
+from kerasgpt.files import (
+    atomic_folder,
+    file_hash,
+    read_manifest,
+    write_manifest,
+)
 from kerasgpt.generation.generate import Generator
 from kerasgpt.models.gpt import GPTCausalLM, ModelConfig
 from kerasgpt.tokenizers.byte import ByteTokenizer
@@ -67,6 +72,9 @@ def run(config, corpus=None, *, tell=print):
     Raises:
         InputError: for data or settings that cannot be used.
     """
+    # First what the user may have mistyped: a claimed folder is bound to it.
+    if corpus is None:
+        corpus = load_corpus(config.data)
     folder = stage.claim_folder(
         config.run_dir,
         config,
@@ -74,8 +82,6 @@ def run(config, corpus=None, *, tell=print):
         ignored=("run_dir", "overwrite"),
     )
     claim_data(folder, config.data)
-    if corpus is None:
-        corpus = load_corpus(config.data)
     keras.utils.set_random_seed(config.seed)
     tokenizer = build_tokenizer(folder / "tokenizer", corpus, config.tokenizer)
     context_length = choose_context(corpus, tokenizer)
@@ -133,6 +139,7 @@ def run(config, corpus=None, *, tell=print):
 def build_tokenizer(folder, corpus, config):
     """Returns the tokenizer saved in `folder`, trained if there is none."""
     if folder.is_dir():
+        read_manifest(folder)
         return load_tokenizer(folder)
     if config.kind == "byte":
         tokenizer = ByteTokenizer()
@@ -175,12 +182,7 @@ def claim_data(folder, config):
     Raises:
         InputError: naming the folder and the cure.
     """
-    found = {}
-    for name in ("path", "documents_path"):
-        source = getattr(config, name)
-        if source and not source.startswith(TFDS_PREFIX):
-            found[name] = _source_hash(pathlib.Path(source))
-    text = "\n".join(f"{name} {value}" for name, value in found.items())
+    text = source_hashes(config)
     path = folder / "sources.txt"
     if path.is_file() and path.read_text() != text:
         raise InputError(
@@ -188,6 +190,20 @@ def claim_data(folder, config):
             f"run_dir, or set overwrite=true."
         )
     path.write_text(text)
+
+
+def source_hashes(config):
+    """Returns a line for each input file or folder: the setting, its hash.
+
+    Raises:
+        InputError: if one does not exist.
+    """
+    found = {}
+    for name in ("path", "documents_path"):
+        source = getattr(config, name)
+        if source and not source.startswith(TFDS_PREFIX):
+            found[name] = _source_hash(pathlib.Path(source))
+    return "\n".join(f"{name} {value}" for name, value in found.items())
 
 
 def _source_hash(path):

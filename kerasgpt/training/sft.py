@@ -1,6 +1,7 @@
 """Owns the supervised fine-tuning stage: base model + chats -> chat model."""
 
 import dataclasses
+import hashlib
 import pathlib
 import random
 
@@ -28,6 +29,14 @@ class EvaluationConfig(Config):
         "held-out conversations",
     )
     max_new_tokens: int = setting(64, "of a reply", unit="tokens")
+
+    def __post_init__(self):
+        for name in ("questions_per_task", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"evaluation.{name}={getattr(self, name)}: must be at "
+                    f"least 1."
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +73,11 @@ class SFTConfig(Config):
 
     @property
     def base(self):
-        """PretrainConfig of the base model, in a folder named by its settings.
+        """PretrainConfig of the base model, in a folder of its own.
 
-        Beside `run_dir`, so that runs which differ in their fine-tuning only
-        share one base model.
+        Beside `run_dir` and named by the settings and the hash of your files,
+        so that runs which differ in their fine-tuning only share one base
+        model, and changed files make a new one.
         """
         config = pretrain.PretrainConfig(
             run_dir="",
@@ -78,8 +88,11 @@ class SFTConfig(Config):
             train=self.pretrain,
         )
         parent = pathlib.Path(self.run_dir).parent
-        folder = parent / f"base_{config.fingerprint()}"
-        return dataclasses.replace(config, run_dir=str(folder))
+        name = f"base_{config.fingerprint()}"
+        sources = pretrain.source_hashes(self.data)
+        if sources:
+            name += f"_{hashlib.sha256(sources.encode()).hexdigest()[:12]}"
+        return dataclasses.replace(config, run_dir=str(parent / name))
 
 
 def run(config, corpus, *, tell=print):
@@ -96,6 +109,10 @@ def run(config, corpus, *, tell=print):
     Raises:
         InputError: for data or settings that cannot be used.
     """
+    # First what may be mistyped: a claimed folder is bound to it.
+    if config.init:
+        model, tokenizer = load_model(config.init)
+        base = StageResult(model, tokenizer, pathlib.Path(config.init), {})
     folder = stage.claim_folder(
         config.run_dir,
         config,
@@ -103,10 +120,7 @@ def run(config, corpus, *, tell=print):
         ignored=("run_dir", "overwrite", "export_dir", "evaluation"),
     )
     pretrain.claim_data(folder, config.data)
-    if config.init:
-        model, tokenizer = load_model(config.init)
-        base = StageResult(model, tokenizer, pathlib.Path(config.init), {})
-    else:
+    if not config.init:
         base = pretrain.run(config.base, corpus, tell=tell)
     tokenizer = base.tokenizer
     chats = corpus.chats

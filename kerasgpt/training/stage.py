@@ -251,6 +251,13 @@ def train(
             keep_last=config.keep_last,
         )
 
+    def stopped():
+        return Interrupted(
+            request.signal_number,
+            f"{name}: stopped at step {step} of {config.steps} and saved; the "
+            f"same command (without overwrite=true) goes on from here.",
+        )
+
     with _stop_requests() as request:
         while step < config.steps and progress["bad"] < config.patience:
             end = min(
@@ -271,13 +278,11 @@ def train(
                 verbose=0,
             )
             step = log.step
-            if request.signal_number:
+            # At the end of a stretch the validation comes first: a resumed
+            # run begins with the next one.
+            if request.signal_number and step < end:
                 save()
-                raise Interrupted(
-                    request.signal_number,
-                    f"{name}: stopped at step {step} of {config.steps} and "
-                    f"saved; the same command goes on from here.",
-                )
+                raise stopped()
             metrics = step_model.evaluate(
                 validation, verbose=0, return_dict=True
             )
@@ -301,6 +306,8 @@ def train(
             else:
                 progress = {**progress, "bad": progress["bad"] + 1}
             save()
+            if request.signal_number:
+                raise stopped()
     if not progress["metrics"]:
         raise InputError(
             f"{name}: no validation gave a finite loss; lower the "
