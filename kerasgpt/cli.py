@@ -1,12 +1,18 @@
 """Owns the command line: parse, one call, errors as one line."""
 
 import argparse
+import importlib
 import os
 import signal
 import sys
 
-# Before TensorFlow is imported: its start-up notes would bury our own lines.
+from kerasgpt.console import quiet_libraries
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+with quiet_libraries():
+    # The first operation looks for GPUs, which is told as an error.
+    importlib.import_module("tensorflow").constant(0)
+    importlib.import_module("tensorflow_text")
 
 from kerasgpt.checkpoints.model_folder import load_model
 from kerasgpt.config import InputError
@@ -54,8 +60,9 @@ def run_script(main, config, *, stages, document):
 def guard(function):
     """Calls a function and returns the exit status.
 
-    An `InputError` or `OSError` is printed as one line, status 2. An interruption says how
-    to go on, status 130 (SIGINT) or 143 (SIGTERM).
+    An `InputError`, or an error of the file system, is printed as one line,
+    status 2. An interruption says how to go on, status 130 (SIGINT) or 143
+    (SIGTERM).
     """
     try:
         function()
@@ -163,6 +170,8 @@ def _sampling(options):
 
 
 def _chat(options):
+    if not is_unicode(options.system):
+        raise InputError("--system is no valid UTF-8.")
     generator = Generator(*load_model(options.folder))
     chat(generator, system=options.system, **_sampling(options))
 

@@ -174,7 +174,8 @@ def _convert(value, hint, field, path, source):
         typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     )
     choices = field.metadata.get("choices")
-    for kind in accepted:
+    # None first: the word "none" is a str too.
+    for kind in sorted(accepted, key=lambda kind: kind is not type(None)):
         converted, fits = _convert_to(value, kind)
         if fits and (not choices or converted in choices):
             return converted

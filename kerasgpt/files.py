@@ -75,13 +75,15 @@ def write_text(path, text):
         InputError: if the place cannot be written.
     """
     path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_text(text, encoding="utf-8")
         _flush(temporary)
         os.replace(temporary, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise InputError(f"{path}: cannot be written: {error.strerror}.") from (
             error
         )
@@ -125,7 +127,10 @@ def read_manifest(folder):
     """
     folder = pathlib.Path(folder)
     manifest = read_json(folder / MANIFEST)
-    for name, expected in manifest["files"].items():
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise InputError(f"{folder / MANIFEST}: damaged: it lists no files.")
+    for name, expected in files.items():
         file = folder / name
         if not file.is_file():
             raise InputError(f"{file}: missing, though {MANIFEST} lists it.")

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import os
+import pathlib
 import pkgutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import kerasgpt.models
 import kerasgpt.tokenizers
 from kerasgpt.models import GPTCausalLM
 from tests import descriptors, harness
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def _cases(subjects, properties):
@@ -147,7 +150,11 @@ def test_jax_gives_the_logits_and_the_loss_of_tensorflow(tmp_path):
     )
     result = subprocess.run(
         [sys.executable, "-c", IN_JAX, tmp_path / "in.npz", tmp_path / "o.npz"],
-        env={**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.getcwd()},
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        },
         capture_output=True,
         text=True,
         timeout=300,

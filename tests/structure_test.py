@@ -16,7 +16,7 @@ EXPERIMENTS = ROOT / "experiments"
 # From the lowest floor to the highest; rooms of one floor are strangers.
 FLOORS = (
     ("config",),
-    ("files",),
+    ("files", "console"),
     ("tokenizers", "layers"),
     ("data", "models"),
     ("checkpoints", "generation"),

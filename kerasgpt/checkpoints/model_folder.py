@@ -21,6 +21,8 @@ from kerasgpt.tokenizers.sentence_piece import SentencePieceTokenizer
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+# What Keras calls the state of every seed generator, dropout's for example.
+SEED_NAME = "seed_generator_state"
 TOKENIZERS = {
     kind.kind: kind for kind in (ByteTokenizer, SentencePieceTokenizer)
 }
@@ -102,11 +104,9 @@ def load_tokenizer(folder):
 def save_weights(path, variables):
     """Writes variables to a safetensors file, named by their paths."""
     tensors = {
-        variable_name(variable): np.asarray(variable.numpy())
-        for variable in variables
+        name: np.asarray(variable.numpy())
+        for name, variable in name_variables(variables).items()
     }
-    if len(tensors) != len(variables):
-        raise ValueError("two variables share a path; name their layers.")
     safetensors.numpy.save_file(tensors, path)
 
 
@@ -116,7 +116,7 @@ def load_weights(path, variables):
     Raises:
         InputError: naming the tensor that is missing, extra or misshapen.
     """
-    by_name = {variable_name(variable): variable for variable in variables}
+    by_name = name_variables(variables)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = set(file.keys())
@@ -136,6 +136,21 @@ def load_weights(path, variables):
         raise InputError(f"{path}: cannot be read: {error}.") from error
 
 
-def variable_name(variable):
-    """Returns the path of a variable without the name of its root."""
-    return variable.path.partition("/")[2] or variable.path
+def name_variables(variables):
+    """Returns {name: variable}: the path without the name of its root.
+
+    Random states are numbered in their order: Keras knows them by no layer,
+    and counts their paths up over all models of a process.
+
+    Raises:
+        ValueError: if two variables share a path.
+    """
+    names, num_seeds = {}, 0
+    for variable in variables:
+        name = variable.path.partition("/")[2] or variable.path
+        if name == SEED_NAME:
+            name, num_seeds = f"{SEED_NAME}_{num_seeds}", num_seeds + 1
+        if name in names:
+            raise ValueError(f"two variables are named {name}; name layers.")
+        names[name] = variable
+    return names

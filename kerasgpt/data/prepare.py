@@ -33,12 +33,21 @@ class DataConfig(Config):
     validation_fraction: float = setting(
         0.02, "share held out for validation, chosen by a hash of the text"
     )
+    replay_fraction: float = setting(
+        0.25,
+        "share of documents among the tokens of fine-tuning, so that what they "
+        "told is not forgotten; none if there are only conversations",
+    )
     max_skipped_fraction: float = setting(
         0.05, "largest share of unusable rows that is only reported"
     )
 
     def __post_init__(self):
-        for name in ("validation_fraction", "max_skipped_fraction"):
+        for name in (
+            "validation_fraction",
+            "replay_fraction",
+            "max_skipped_fraction",
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
                     f"data.{name}={getattr(self, name)}: must be from 0 to 1."
@@ -54,12 +63,14 @@ class Corpus:
 
     Attributes:
         documents: list of str, for pretraining.
+        replay: list of str, documents to show again in fine-tuning.
         chats: list of conversations, for fine-tuning.
         skipped: list of Skipped.
         world: World, or None if the texts are the user's.
     """
 
     documents: list
+    replay: list
     chats: list
     skipped: list
     world: shop.World | None
@@ -93,26 +104,51 @@ def load_corpus(config):
     else:
         # Only what the training split says: pretraining on the held-out
         # conversations would spoil their loss.
+        splits = held_out(
+            [_chat_key(chat) for chat in chats], config.validation_fraction
+        )
         documents = [
             "\n".join(message["content"] for message in chat)
-            for chat in chats
-            if not is_held_out(_chat_key(chat), config.validation_fraction)
+            for chat, is_validation in zip(chats, splits, strict=True)
+            if not is_validation
         ]
-    return Corpus(documents, chats, skipped, world)
+    only_chats = config.path and not config.documents_path
+    replay = [] if only_chats else documents
+    return Corpus(documents, replay, chats, skipped, world)
 
 
-def is_held_out(text, fraction):
-    """Returns whether a text belongs to the validation split.
+def held_out(texts, fraction):
+    """Returns which texts belong to the validation split.
 
-    Its hash decides: equal texts are always on the same side, and a text
-    stays on its side when the data grows.
+    A text's hash decides: equal texts are always on the same side, and a text
+    stays on its side when the data grows. However few there are, each side
+    gets at least one.
+
+    Args:
+        texts: list of str, at least two different ones.
+        fraction: float, share to hold out.
+
+    Returns:
+        list of bool, true = validation.
+
+    Raises:
+        InputError: if there are not two different texts.
 
     Example:
-        >>> is_held_out("a text", 0.0), is_held_out("a text", 1.0)
-        (False, True)
+        >>> held_out(["one", "two", "one"], 0.01)
+        [False, True, False]
     """
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:4], "big") < fraction * 2**32
+    if len(set(texts)) < 2:
+        raise InputError(
+            f"{len(texts)} texts cannot be split into training and "
+            f"validation; at least two different ones are needed."
+        )
+    hashes = [hashlib.sha256(text.encode()).digest() for text in texts]
+    places = [int.from_bytes(digest[:8], "big") / 2**64 for digest in hashes]
+    limit = max(fraction, min(places))
+    if limit >= max(places):
+        limit = sorted(set(places))[-2]
+    return [place <= limit for place in places]
 
 
 def prepare_documents(documents, tokenizer, folder, *, validation_fraction):
@@ -129,19 +165,22 @@ def prepare_documents(documents, tokenizer, folder, *, validation_fraction):
     Returns:
         dict of "train" and "validation" Shard, and the manifest.
     """
-    start = tokenizer.control_id("<|document|>")
-    end = tokenizer.control_id("<|end_of_document|>")
-    rows = [
-        np.concatenate([[start], ids, [end]])
-        for ids in tokenizer.encode_batch(documents)
-    ]
-    masks = [np.concatenate([[0], np.ones(len(row) - 1)]) for row in rows]
-    return _save_splits(
-        documents, rows, masks, tokenizer, folder, validation_fraction
-    )
+    rows = _document_rows(documents, tokenizer)
+    splits = held_out(documents, validation_fraction)
+    return _save_splits(rows, splits, tokenizer, folder)
 
 
-def prepare_chats(chats, tokenizer, folder, *, validation_fraction, skipped=()):
+def prepare_chats(
+    chats,
+    tokenizer,
+    folder,
+    *,
+    validation_fraction,
+    replay=(),
+    replay_fraction=0.0,
+    replay_length=None,
+    skipped=(),
+):
     """Writes shards of conversations; trained is what the assistant says.
 
     Args:
@@ -149,6 +188,9 @@ def prepare_chats(chats, tokenizer, folder, *, validation_fraction, skipped=()):
         tokenizer: Tokenizer.
         folder: str or Path.
         validation_fraction: float.
+        replay: list of str, documents of which some join the training split.
+        replay_fraction: float. Their share of its tokens, as far as they go.
+        replay_length: int, tokens. Longer ones are cut. `None` = never.
         skipped: list of Skipped, for the manifest.
 
     Returns:
@@ -158,32 +200,39 @@ def prepare_chats(chats, tokenizer, folder, *, validation_fraction, skipped=()):
     contents = iter(
         tokenizer.encode_batch([m["content"] for chat in chats for m in chat])
     )
-    rows, masks = [], []
-    for chat in chats:
-        row, mask = template.join(
+    rows = [
+        template.join(
             [message["role"] for message in chat],
             [next(contents).tolist() for _ in chat],
         )
-        rows.append(row)
-        masks.append(mask)
-    keys = [_chat_key(chat) for chat in chats]
+        for chat in chats
+    ]
+    splits = held_out([_chat_key(chat) for chat in chats], validation_fraction)
+    num_tokens = sum(len(token_ids) for token_ids, _ in rows)
+    wanted = num_tokens * replay_fraction / (1 - replay_fraction)
+    for token_ids, loss_mask in _document_rows(list(replay), tokenizer):
+        length = replay_length or len(token_ids)
+        for start in range(0, len(token_ids) if wanted > 0 else 0, length):
+            piece = slice(start, start + length)
+            rows.append((token_ids[piece], loss_mask[piece]))
+            splits.append(False)
+        wanted -= len(token_ids)
     return _save_splits(
-        keys,
         rows,
-        masks,
+        splits,
         tokenizer,
         folder,
-        validation_fraction,
         skipped=[dataclasses.asdict(row) for row in skipped],
     )
 
 
 def held_out_chats(chats, validation_fraction):
     """Returns the conversations of the validation split, in their order."""
+    splits = held_out([_chat_key(chat) for chat in chats], validation_fraction)
     return [
         chat
-        for chat in chats
-        if is_held_out(_chat_key(chat), validation_fraction)
+        for chat, is_validation in zip(chats, splits, strict=True)
+        if is_validation
     ]
 
 
@@ -191,31 +240,33 @@ def _chat_key(chat):
     return "\x1f".join(message["content"] for message in chat)
 
 
-def _save_splits(
-    keys, rows, masks, tokenizer, folder, validation_fraction, **facts
-):
+def _document_rows(documents, tokenizer):
+    """Returns (token_ids, loss_mask) of each document."""
+    start = tokenizer.control_id("<|document|>")
+    end = tokenizer.control_id("<|end_of_document|>")
+    return [
+        (
+            np.concatenate([[start], ids, [end]]),
+            np.concatenate([[0], np.ones(len(ids) + 1)]),
+        )
+        for ids in tokenizer.encode_batch(documents)
+    ]
+
+
+def _save_splits(rows, splits, tokenizer, folder, **facts):
     shards = {}
     for name, wanted in (("train", False), ("validation", True)):
         chosen = [
-            index
-            for index, key in enumerate(keys)
-            if is_held_out(key, validation_fraction) == wanted
+            row
+            for row, is_validation in zip(rows, splits, strict=True)
+            if is_validation == wanted
         ]
-        if not chosen:
-            raise InputError(
-                f"{len(keys)} texts leave none for {name}; add data or change "
-                f"data.validation_fraction={validation_fraction:g}."
-            )
         shards[name] = build_shard(
-            [rows[index] for index in chosen],
-            [masks[index] for index in chosen],
+            [token_ids for token_ids, _ in chosen],
+            [loss_mask for _, loss_mask in chosen],
             vocabulary_size=tokenizer.vocabulary_size,
         )
     save_shards(
-        folder,
-        shards,
-        tokenizer_fingerprint=tokenizer.fingerprint(),
-        validation_fraction=validation_fraction,
-        **facts,
+        folder, shards, tokenizer_fingerprint=tokenizer.fingerprint(), **facts
     )
     return load_shards(folder, tokenizer_fingerprint=tokenizer.fingerprint())

@@ -62,7 +62,8 @@ def prefill(model, token_ids, lengths, *, max_new_tokens):
     hidden_states, cache = model.backbone(
         {
             "token_ids": token_ids,
-            "positions": positions,
+            # Padding may lie beyond the context, where no position is.
+            "positions": ops.where(is_token, positions, 0),
             "segment_ids": ops.cast(is_token, "int32"),
         },
         cache=cache,
@@ -142,7 +143,9 @@ def decode(model, state, settings, *, max_new_tokens, stop_id, num_steps):
         hidden_states, cache = model.backbone(
             {
                 "token_ids": chosen[:, None],
-                "positions": (state.lengths + state.step)[:, None],
+                "positions": ops.where(is_open, state.lengths + state.step, 0)[
+                    :, None
+                ],
                 "segment_ids": ops.cast(is_open, "int32")[:, None],
             },
             cache=state.cache,
@@ -315,8 +318,9 @@ class Generator:
             is_finished = bool(state.is_finished[0])
             ids = state.token_ids[0, : int(state.num_tokens[0])].numpy()
             text = self.tokenizer.decode(ids.tolist())
-            # A last U+FFFD may be half a character that is still to come.
-            whole = text if is_finished else text.rstrip("\ufffd")
+            # A last U+FFFD may be half a character that is still to come, a
+            # last U+10FFFF the escape of SentencePieceTokenizer.
+            whole = text if is_finished else text.rstrip("\ufffd\U0010ffff")
             if whole.startswith(told) and len(whole) > len(told):
                 yield whole[len(told) :]
                 told = whole
@@ -342,7 +346,9 @@ class Generator:
             )
         rows = _power_of_two(len(prompts))
         columns = _power_of_two(longest, smallest=16)
-        new_tokens = _power_of_two(max_new_tokens, smallest=16)
+        new_tokens = _power_of_two(
+            min(max_new_tokens, self.context_length), smallest=16
+        )
         token_ids = np.zeros((rows, columns), np.int32)
         lengths = np.ones(rows, np.int32)
         limits = np.ones(rows, np.int32)

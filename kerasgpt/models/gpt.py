@@ -81,9 +81,10 @@ class GPTConfig(Config):
     def from_depth(cls, depth, **overrides):
         """Returns the shape that one dial, the number of layers, implies.
 
-        The width grows with the depth, 64 a layer as in nanochat, and is at
-        least 128; heads are 64 wide (32 below a width of 256, so that a small
-        model still has four).
+        The width is 8 times the squared depth in steps of 64, at least 128
+        and at most 64 a layer: 128 up to 4 layers, 256 at 6, 512 at 8, 768 at
+        12 (GPT-2 small). Heads are 64 wide, 32 below a width of 256, so that
+        a small model still has four.
 
         Args:
             depth: int. Decoder blocks.
@@ -95,7 +96,8 @@ class GPTConfig(Config):
         if depth < 1:
             raise ValueError(f"depth must be at least 1; received {depth}.")
         chosen = {k: v for k, v in overrides.items() if v is not None}
-        model_dim = chosen.get("model_dim", max(128, 64 * depth))
+        width = min(64 * round(8 * depth**2 / 64), 64 * depth)
+        model_dim = chosen.get("model_dim", max(128, width))
         head_dim = chosen.get("head_dim", 64 if model_dim >= 256 else 32)
         # A width of 0 is refused below, where all widths are checked.
         fitting = model_dim // max(1, head_dim)
@@ -243,6 +245,7 @@ class GPTBackbone(keras.Model):
             tie_weights=config.tie_embeddings,
             embeddings_initializer=table,
             reverse_dtype="float32",
+            dtype=self.dtype_policy,
             name=f"token_{EMBEDDING_NAME}",
         )
         if config.position == "learned":
@@ -250,6 +253,7 @@ class GPTBackbone(keras.Model):
                 config.context_length,
                 config.model_dim,
                 embeddings_initializer=table.clone(),
+                dtype=self.dtype_policy,
                 name=f"position_{EMBEDDING_NAME}",
             )
         self.dropout = (
@@ -274,12 +278,16 @@ class GPTBackbone(keras.Model):
                 dropout_rate=config.dropout_rate,
                 kernel_initializer=kernel,
                 output_initializer=output,
+                dtype=self.dtype_policy,
                 name=f"block_{index}",
             )
             for index in range(config.num_layers)
         ]
         self.final_norm = build_norm(
-            config.norm, epsilon=config.norm_epsilon, name="final_norm"
+            config.norm,
+            epsilon=config.norm_epsilon,
+            name="final_norm",
+            dtype=self.dtype_policy,
         )
 
     def build(self, input_shape=None):
@@ -348,7 +356,11 @@ class GPTBackbone(keras.Model):
         )
 
     def get_config(self):
-        return {"name": self.name, "config": self.config.to_dict()}
+        return {
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "config": self.config.to_dict(),
+        }
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
@@ -375,7 +387,9 @@ class GPTCausalLM(keras.Model):
 
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
-        self.backbone = GPTBackbone(config, name="backbone")
+        self.backbone = GPTBackbone(
+            config, name="backbone", dtype=self.dtype_policy
+        )
         self.config = self.backbone.config
 
     def build(self, input_shape=None):
@@ -404,4 +418,8 @@ class GPTCausalLM(keras.Model):
         )
 
     def get_config(self):
-        return {"name": self.name, "config": self.config.to_dict()}
+        return {
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "config": self.config.to_dict(),
+        }

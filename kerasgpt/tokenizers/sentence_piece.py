@@ -10,6 +10,7 @@ import tensorflow_text as tf_text
 from tensorflow_text.python.ops import sentencepiece_tokenizer
 
 from kerasgpt.config import InputError
+from kerasgpt.console import quiet_libraries
 from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS, Tokenizer
 
 # SentencePiece writes spaces as U+2581, so that a U+2581 in the text would
@@ -107,8 +108,9 @@ class _NamedModel(tf.saved_model.experimental.TrackableResource):
         super().__init__()
         self._model = model
         self._shared_name = f"kerasgpt_{hashlib.sha256(model).hexdigest()}"
-        # Reading the property creates the resource.
-        _ = self.resource_handle
+        with quiet_libraries():
+            # Reading the property creates the resource.
+            _ = self.resource_handle
 
     def _create_resource(self):
         operations = sentencepiece_tokenizer.gen_sentencepiece_tokenizer

@@ -44,6 +44,7 @@ class ProgressLog(keras.callbacks.Callback):
         """Begins a stretch of training from `step` to `end`."""
         self.step = self.first_step = self.last_step = step
         self.end = end
+        self.skipped_steps = 0
         self.last_time = time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -68,6 +69,7 @@ class ProgressLog(keras.callbacks.Callback):
             f"lr {values['learning_rate']:.1e}  {rate:,.0f} tok/s  "
             f"ETA {int(eta) // 60}:{int(eta) % 60:02d}"
         )
+        self.skipped_steps += int(values["skipped_steps"])
         if values["skipped_steps"]:
             self.tell(
                 f"{self.name}: {values['skipped_steps']:.0f} steps were "

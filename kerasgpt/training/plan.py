@@ -2,7 +2,7 @@
 
 import time
 
-import numpy as np
+import tensorflow as tf
 
 from kerasgpt.training.pretrain import DEFAULT_CONTEXT
 
@@ -83,11 +83,10 @@ def plan_run(config, stages):
 
 def measure_peak_flops(size=1024, repeats=8):
     """Returns FLOP/s of a float32 matrix product, the best of `repeats`."""
-    matrix = np.ones((size, size), np.float32)
-    matrix @ matrix
+    matrix = tf.ones((size, size))
     seconds = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         started = time.perf_counter()
-        matrix @ matrix
+        tf.matmul(matrix, matrix).numpy()
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / min(seconds)

@@ -55,7 +55,7 @@ class PretrainConfig(Config):
     data: DataConfig = setting(DataConfig(), "what is learned from")
     tokenizer: TokenizerConfig = setting(TokenizerConfig(), "text to tokens")
     model: ModelConfig = setting(ModelConfig(), "the network")
-    train: TrainConfig = setting(TrainConfig(steps=1200), "the training")
+    train: TrainConfig = setting(TrainConfig(steps=1600), "the training")
 
 
 def run(config, corpus=None, *, tell=print):

@@ -63,10 +63,10 @@ class SFTConfig(Config):
     )
     model: ModelConfig = setting(ModelConfig(), "the network")
     pretrain: TrainConfig = setting(
-        TrainConfig(steps=1200), "training of the base model"
+        TrainConfig(steps=1600), "training of the base model"
     )
     train: TrainConfig = setting(
-        TrainConfig(steps=600, learning_rate=2e-3),
+        TrainConfig(steps=1400, learning_rate_factor=0.5),
         "training of the chat model",
     )
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "the report")
@@ -131,6 +131,9 @@ def run(config, corpus, *, tell=print):
         tokenizer,
         folder / "data",
         validation_fraction=config.data.validation_fraction,
+        replay=corpus.replay,
+        replay_fraction=config.data.replay_fraction,
+        replay_length=base.model.config.context_length,
         skipped=corpus.skipped,
     )
     context_length = base.model.config.context_length
@@ -139,7 +142,7 @@ def run(config, corpus, *, tell=print):
         fits = np.diff(shard.offsets) <= context_length + 1
         too_long += [
             Skipped(
-                f"{name} conversation {index + 1}",
+                f"{name} text {index + 1}",
                 f"{length} tokens are longer than the context of "
                 f"{context_length}",
             )

@@ -29,7 +29,9 @@ from kerasgpt.training.step import TrainStep
 
 # Of AdamW at a width of 128, found on the embedded world
 # (experiments/LOG.md); wider models take smaller steps.
-REFERENCE_LEARNING_RATE, REFERENCE_WIDTH = 4e-3, 128
+REFERENCE_LEARNING_RATE, REFERENCE_WIDTH = 3e-3, 128
+# All that is in a run's folder before its training begins.
+UNTRAINED_NAMES = {"config.json", "sources.txt", "tokenizer", "data"}
 
 
 class Interrupted(Exception):
@@ -46,7 +48,7 @@ class TrainConfig(Config):
 
     steps: int = setting(1000, "optimizer updates", unit="steps")
     batch_tokens: int = setting(
-        4096,
+        2048,
         "positions of one update; a multiple of the context",
         unit="tokens",
     )
@@ -57,6 +59,9 @@ class TrainConfig(Config):
     )
     learning_rate: float | None = setting(
         None, "peak rate of adamw; none = from the width"
+    )
+    learning_rate_factor: float = setting(
+        1.0, "times the rate from the width, if learning_rate is none"
     )
     muon_learning_rate_ratio: float = setting(
         5.0, "rate of muon over that of adamw"
@@ -103,8 +108,10 @@ class TrainConfig(Config):
         """Returns the set rate, or the one a model of this width takes."""
         if self.learning_rate is not None:
             return self.learning_rate
-        ratio = REFERENCE_WIDTH / model_dim
-        return REFERENCE_LEARNING_RATE * math.sqrt(ratio)
+        scale = self.learning_rate_factor * math.sqrt(
+            REFERENCE_WIDTH / model_dim
+        )
+        return REFERENCE_LEARNING_RATE * scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,24 +155,28 @@ def claim_folder(folder, config, *, overwrite, ignored=()):
         if name not in ignored
     }
     path = folder / "config.json"
-    if overwrite and path.is_file():
-        shutil.rmtree(folder)
-    if path.is_file():
-        found = read_json(path)
-        for name, value in _flat(wanted).items():
-            other = _flat(found).get(name)
-            if other != value:
-                raise InputError(
-                    f"{folder}: holds a run with {name}={other}, not {value}; "
-                    f"choose another run_dir, or set overwrite=true."
-                )
-    elif folder.is_dir() and any(folder.iterdir()):
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else {}
+    found = read_json(path) if path.is_file() else {}
+    found = _flat(found) if isinstance(found, dict) else {}
+    if names and not found.keys() & _flat(wanted).keys():
         raise InputError(
             f"{folder}: is not empty and no run of kerasgpt; choose another "
             f"run_dir."
         )
-    else:
+    # A run that was refused before it trained anything must not be in the way
+    # of the corrected one.
+    if names and (overwrite or names <= UNTRAINED_NAMES):
+        shutil.rmtree(folder)
+        names = {}
+    if not names:
         write_json(path, wanted)
+        return folder
+    for name, value in _flat(wanted).items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{folder}: holds a run with {name}={found.get(name)}, not "
+                f"{value}; choose another run_dir, or set overwrite=true."
+            )
     return folder
 
 
@@ -278,6 +289,11 @@ def train(
                 verbose=0,
             )
             step = log.step
+            if log.skipped_steps == step - log.first_step > 1:
+                raise InputError(
+                    f"{name}: the loss was not finite in any of the last "
+                    f"{log.skipped_steps} steps; lower the learning_rate."
+                )
             # At the end of a stretch the validation comes first: a resumed
             # run begins with the next one.
             if request.signal_number and step < end:

@@ -37,6 +37,8 @@ class TrainStep(keras.Model):
 
     def __init__(self, model, *, clip_norm=1.0, token_bytes=None, **kwargs):
         super().__init__(name="train_step", **kwargs)
+        if not model.built:
+            model.build()
         self.model = model
         self.clip_norm = clip_norm
         self.loss_mean = keras.metrics.Mean(name="loss")
@@ -56,8 +58,6 @@ class TrainStep(keras.Model):
         )
 
     def build(self, input_shape=None):
-        if not self.model.built:
-            self.model.build()
         self.built = True
 
     def call(self, inputs, training=None):

@@ -10,6 +10,7 @@ from kerasgpt.data.shop import (
     generate_chats,
     generate_documents,
     generate_questions,
+    wordings,
 )
 from kerasgpt.data.shop import chats as shop_chats
 from kerasgpt.data.shop.documents import FACT_SENTENCES, fact_values
@@ -119,9 +120,9 @@ def test_documents_state_every_fact_in_both_languages(world, documents):
         for attribute in ATTRIBUTES:
             for language in LANGUAGES:
                 values = fact_values(product, language)
-                wordings = FACT_SENTENCES[language][attribute]
                 assert any(
-                    wording.format(**values) in text for wording in wordings
+                    wording.format(**values) in text
+                    for wording in FACT_SENTENCES[language][attribute]
                 ), (product.name, attribute, language)
 
 
@@ -255,10 +256,10 @@ def test_no_held_out_answer_is_given_in_training(chats, questions):
             assert question.answer not in given, question
 
 
-def _constant_parts(wordings):
+def _constant_parts(pairs):
     """Yields the longest piece of each new wording that has no slot."""
     for language in LANGUAGES:
-        for wording in wordings[language][1]:
+        for wording in pairs[language][1]:
             if not wording:
                 continue
             pieces = wording
@@ -268,17 +269,17 @@ def _constant_parts(wordings):
 
 
 NEW_WORDINGS = {
-    "openers": shop_chats.OPENERS,
-    "arithmetic": shop_chats.ARITHMETIC_WORDINGS,
-    "email": shop_chats.EMAIL_WORDINGS,
-    "sentiment": shop_chats.SENTIMENT_WORDINGS,
-    "classify": shop_chats.CLASSIFY_WORDINGS,
-    "summary": shop_chats.SUMMARY_WORDINGS,
-    "translation": shop_chats.TRANSLATION_WORDINGS,
-    "roles": shop_chats.ROLE_WORDINGS,
-    **{f"fact {k}": v for k, v in shop_chats.FACT_WORDINGS.items()},
-    **{f"follow_up {k}": v for k, v in shop_chats.FOLLOW_UP_WORDINGS.items()},
-    **{f"policy {k}": v for k, v in shop_chats.POLICY_WORDINGS.items()},
+    "openers": wordings.OPENERS,
+    "arithmetic": wordings.ARITHMETIC,
+    "email": wordings.EMAIL,
+    "sentiment": wordings.SENTIMENT,
+    "classify": wordings.CLASSIFY,
+    "summary": wordings.SUMMARY,
+    "translation": wordings.TRANSLATION,
+    "roles": wordings.ROLE,
+    **{f"fact {k}": v for k, v in wordings.FACT.items()},
+    **{f"follow_up {k}": v for k, v in wordings.FOLLOW_UP.items()},
+    **{f"policy {k}": v for k, v in wordings.POLICY.items()},
 }
 
 
@@ -304,6 +305,18 @@ def test_seen_and_new_wordings_are_disjoint(name):
         assert new
         # The empty opener is no wording.
         assert not (set(seen) & set(new)) - {""}
+
+
+def test_no_seen_wording_holds_a_new_one():
+    seen = [
+        wording.lower()
+        for pairs in NEW_WORDINGS.values()
+        for language in LANGUAGES
+        for wording in pairs[language][0]
+    ]
+    for pairs in NEW_WORDINGS.values():
+        for _, new, _ in _constant_parts(pairs):
+            assert not [wording for wording in seen if new.lower() in wording]
 
 
 # Questions.

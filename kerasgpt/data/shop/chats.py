@@ -252,11 +252,13 @@ TASKS = {
 }
 
 
-# How often a task is drawn for training chats: tasks that recall one of many
-# facts need more practice than those that transform the text at hand.
-TRAINING_WEIGHTS = {
-    task: 2 if task in ("fact", "follow_up", "arithmetic") else 1
-    for task in TASKS
+# How often a task is drawn for training chats: recalling one of many facts and
+# telling buyer from seller need more practice than the rest.
+TRAINING_WEIGHTS = {task: 1 for task in TASKS} | {
+    "fact": 2,
+    "follow_up": 2,
+    "arithmetic": 2,
+    "roles": 3,
 }
 
 

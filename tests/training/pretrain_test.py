@@ -1,0 +1,254 @@
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from kerasgpt.config import InputError
+from kerasgpt.data.prepare import Corpus, load_corpus
+from kerasgpt.generation import Generator
+from kerasgpt.tokenizers import ByteTokenizer
+from kerasgpt.training import pretrain, stage
+
+CHATS = [
+    [
+        {"role": "user", "content": f"How much is cup {number}?"},
+        {"role": "assistant", "content": f"{number} euros."},
+    ]
+    for number in range(40)
+]
+DOCUMENTS = [
+    f"Cup {number} costs {number} euros.\nIt is red." for number in range(40)
+]
+CORPUS = Corpus(DOCUMENTS, DOCUMENTS, CHATS, [], None)
+
+
+def tiny(folder, *overrides):
+    return pretrain.PretrainConfig(run_dir=str(folder)).override(
+        [
+            "tokenizer.kind=byte",
+            "model.depth=1",
+            "model.model_dim=16",
+            "model.num_heads=2",
+            "model.head_dim=8",
+            "model.context_length=64",
+            "train.optimizer=adamw",
+            "train.steps=2",
+            "train.batch_tokens=128",
+            "train.jit_compile=false",
+            "data.validation_fraction=0.2",
+            *overrides,
+        ]
+    )
+
+
+@pytest.fixture(autouse=True)
+def plain_graphs(monkeypatch):
+    """Samples are written without XLA: compiling would take seconds."""
+    monkeypatch.setattr(
+        pretrain,
+        "Generator",
+        functools.partial(Generator, jit_compile=False),
+    )
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The calls of `stage.train`, which then only returns its model."""
+    calls = []
+
+    def train(model, tokenizer, rows, config, folder, **options):
+        calls.append({"rows": rows, "weights": model.get_weights(), **options})
+        return stage.StageResult(model, tokenizer, folder, {})
+
+    monkeypatch.setattr(stage, "train", train)
+    return calls
+
+
+def test_a_base_model_is_trained_and_found_again(tmp_path):
+    lines = []
+    result = pretrain.run(tiny(tmp_path), CORPUS, tell=lines.append)
+    assert result.metrics["step"] == 2
+    assert result.folder == tmp_path
+    assert f"{result.model.count_params():,} parameters" in lines[0]
+    assert "documents" in lines[0]
+
+    lines = []
+    again = pretrain.run(tiny(tmp_path), CORPUS, tell=lines.append)
+    assert lines[-1] == f"base: already trained, see {tmp_path}."
+    assert again.metrics == result.metrics
+    pairs = zip(
+        again.model.get_weights(), result.model.get_weights(), strict=True
+    )
+    for one, other in pairs:
+        np.testing.assert_array_equal(one, other)
+
+
+def test_all_documents_are_packed_into_rows_of_the_context(tmp_path, trained):
+    pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
+    (call,) = trained
+    num_targets = 0
+    for rows in call["rows"].values():
+        assert rows.row_length == 64
+        *_, sample_weight = rows.assemble(np.arange(len(rows)))
+        num_targets += sample_weight.sum()
+    # Every byte of every document, and its end.
+    assert num_targets == sum(len(text) + 1 for text in DOCUMENTS)
+
+
+def test_samples_go_on_from_the_first_words_of_documents(tmp_path, trained):
+    result = pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
+    text = trained[0]["sample"](result.model)
+    assert text.startswith("Cup 0 costs 0 euros. → ")
+    assert "\nCup 1 costs 1 euros. → " in text
+
+
+def test_the_seed_decides_about_the_weights(tmp_path, trained):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        pretrain.run(
+            tiny(tmp_path / name, f"seed={seed}"),
+            CORPUS,
+            tell=lambda line: None,
+        )
+    first, again, other = (call["weights"] for call in trained)
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert any(
+        not np.array_equal(one, two)
+        for one, two in zip(first, other, strict=True)
+    )
+
+
+def test_the_tokenizer_is_learned_once_and_kept(tmp_path, monkeypatch):
+    config = pretrain.TokenizerConfig(vocabulary_size=400)
+    folder = tmp_path / "tokenizer"
+    tokenizer = pretrain.build_tokenizer(folder, CORPUS, config)
+    assert tokenizer.kind == "sentence_piece"
+    assert 300 < tokenizer.vocabulary_size <= 400
+    # It has pieces of the documents and of the conversations.
+    assert len(tokenizer.encode("euros. How much")) < 8
+    monkeypatch.delattr(pretrain, "train_sentence_piece")
+    again = pretrain.build_tokenizer(folder, CORPUS, config)
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_damaged_tokenizer_is_found(tmp_path):
+    config = pretrain.TokenizerConfig(vocabulary_size=400)
+    pretrain.build_tokenizer(tmp_path / "tokenizer", CORPUS, config)
+    path = tmp_path / "tokenizer" / "sentencepiece.model"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        pretrain.build_tokenizer(tmp_path / "tokenizer", CORPUS, config)
+
+
+@pytest.mark.parametrize("size", [100, 265, 266])
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path, size):
+    config = pretrain.TokenizerConfig(vocabulary_size=size)
+    with pytest.raises(InputError, match=f"vocabulary_size={size}"):
+        pretrain.build_tokenizer(tmp_path / "tokenizer", CORPUS, config)
+    assert not any(tmp_path.iterdir())
+
+
+def chats_of(*lengths):
+    # <|document|> <|user|> text <|end_of_turn|>
+    return dataclasses.replace(
+        CORPUS,
+        chats=[
+            [{"role": "user", "content": "a" * (length - 3)}]
+            for length in lengths
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "context"),
+    [
+        ([10] * 100, 256),
+        ([256] * 100, 256),
+        ([257] * 100, 512),
+        ([10] * 90 + [600] * 10, 1024),
+        # One in a hundred may be too long.
+        ([10] * 99 + [600], 256),
+        # Attention over more would cost too much; it can be set.
+        ([5000] * 100, 1024),
+        ([], 256),
+    ],
+)
+def test_the_context_holds_nearly_all_conversations(lengths, context):
+    corpus = chats_of(*lengths)
+    assert pretrain.choose_context(corpus, ByteTokenizer()) == context
+
+
+def test_the_shop_has_the_default_context():
+    corpus = dataclasses.replace(chats_of(*[5000] * 9), world="a world")
+    assert pretrain.choose_context(corpus, ByteTokenizer()) == 256
+
+
+def write_chats(path, chats=CHATS):
+    lines = [json.dumps({"messages": chat}) for chat in chats]
+    path.write_text("\n".join(lines))
+    return f"data.path={path}"
+
+
+def test_changed_files_are_not_mixed_into_a_run(tmp_path, trained):
+    config = tiny(tmp_path / "run", write_chats(tmp_path / "chats.jsonl"))
+    pretrain.run(config, tell=lambda line: None)
+    pretrain.run(config, tell=lambda line: None)
+    write_chats(tmp_path / "chats.jsonl", CHATS[:-1])
+    with pytest.raises(InputError, match="the data changed") as caught:
+        pretrain.run(config, tell=lambda line: None)
+    assert "overwrite=true" in str(caught.value)
+    again = dataclasses.replace(config, overwrite=True)
+    pretrain.run(again, tell=lambda line: None)
+
+
+def test_a_changed_file_of_a_folder_counts_too(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    config = tiny(tmp_path, f"data.documents_path={folder}").data
+    before = pretrain.source_hashes(config)
+    assert before.startswith("documents_path ")
+    assert pretrain.source_hashes(config) == before
+    (folder / "b.txt").write_text("two")
+    assert pretrain.source_hashes(config) != before
+
+
+def test_the_shop_and_tensorflow_datasets_have_no_files():
+    for path in ("", "tfds:tiny_shakespeare"):
+        config = tiny("run", f"data.documents_path={path}").data
+        assert pretrain.source_hashes(config) == ""
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\x00\x01", b"\xff"])
+def test_a_file_that_cannot_be_read_leaves_no_folder(tmp_path, content):
+    path = tmp_path / "texts.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    config = tiny(tmp_path / "run", f"data.documents_path={path}")
+    with pytest.raises(InputError, match=r"texts\.jsonl"):
+        pretrain.run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_of_other_settings_is_refused(tmp_path, trained):
+    pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
+    with pytest.raises(InputError, match=r"train\.steps=2, not 3"):
+        pretrain.run(tiny(tmp_path, "train.steps=3"), CORPUS)
+
+
+def test_own_texts_train_end_to_end(tmp_path, trained):
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(DOCUMENTS):
+        (tmp_path / "texts" / f"{number}.md").write_text(text)
+    config = tiny(
+        tmp_path / "run",
+        f"data.documents_path={tmp_path / 'texts'}",
+        write_chats(tmp_path / "chats.jsonl"),
+    )
+    assert sorted(load_corpus(config.data).documents) == sorted(DOCUMENTS)
+    pretrain.run(config, tell=lambda line: None)
+    assert len(trained[0]["rows"]["train"]) > 0

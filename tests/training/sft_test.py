@@ -1,0 +1,349 @@
+import dataclasses
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from kerasgpt.checkpoints import load_model
+from kerasgpt.config import InputError
+from kerasgpt.data.prepare import load_corpus
+from kerasgpt.generation import Generator
+from kerasgpt.training import pretrain, sft, stage
+
+CONTEXT = 64
+
+
+def chat(number, answer=None):
+    return [
+        {"role": "user", "content": f"How much is cup {number}?"},
+        {"role": "assistant", "content": answer or f"{number} euros."},
+    ]
+
+
+CHATS = [chat(number) for number in range(60)]
+# Longer than the context.
+LONG = chat(99, "x" * CONTEXT)
+
+
+def quiet(line):
+    pass
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plain_graphs():
+    """Samples are written without XLA: compiling would take seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        plain = functools.partial(Generator, jit_compile=False)
+        patch.setattr(pretrain, "Generator", plain)
+        patch.setattr(sft, "Generator", plain)
+        yield
+
+
+def tiny(folder, *overrides, chats=CHATS, name="chat"):
+    """Returns the config of a run in `folder`, whose data it writes there."""
+    path = folder / "chats.jsonl"
+    lines = [json.dumps({"messages": one}) for one in chats]
+    path.write_text("\n".join(lines))
+    stages = [
+        f"{section}.{setting}"
+        for section in ("pretrain", "train")
+        for setting in (
+            "optimizer=adamw",
+            "steps=2",
+            "batch_tokens=128",
+            "jit_compile=false",
+        )
+    ]
+    return sft.SFTConfig(run_dir=str(folder / name)).override(
+        [
+            f"data.path={path}",
+            "tokenizer.kind=byte",
+            "model.depth=1",
+            "model.model_dim=16",
+            "model.num_heads=2",
+            "model.head_dim=8",
+            f"model.context_length={CONTEXT}",
+            "data.validation_fraction=0.2",
+            *stages,
+            *overrides,
+        ]
+    )
+
+
+def run(config, tell=quiet):
+    return sft.run(config, load_corpus(config.data), tell=tell)
+
+
+def weights(result):
+    return result.model.get_weights()
+
+
+def are_equal(one, other):
+    return all(
+        np.array_equal(first, second)
+        for first, second in zip(one, other, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was trained: (its folder, base, chat, its lines)."""
+    folder = tmp_path_factory.mktemp("runs")
+    lines = []
+    base, tuned = run(tiny(folder), tell=lines.append)
+    return folder, base, tuned, lines
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The calls of `stage.train`, which then only returns its model."""
+    calls = {}
+
+    def train(model, tokenizer, rows, config, folder, *, name, **options):
+        call = {"rows": rows, "weights": model.get_weights(), **options}
+        calls.setdefault(name, []).append(call)
+        return stage.StageResult(model, tokenizer, folder, {})
+
+    monkeypatch.setattr(stage, "train", train)
+    return calls
+
+
+def test_a_base_and_a_chat_model_are_trained(finished):
+    folder, base, tuned, lines = finished
+    assert base.folder.parent == tuned.folder.parent == folder
+    assert base.folder.name.startswith("base_")
+    assert not are_equal(weights(base), weights(tuned))
+    assert tuned.metrics["step"] == 2
+    assert tuned.metrics["skipped"] == []
+    assert 0 < tuned.metrics["used_fraction"] <= 1
+    (line,) = (line for line in lines if "conversations" in line)
+    assert "0 rows skipped" in line
+
+
+def test_the_same_run_is_returned_at_once(finished):
+    folder, base, tuned, _ = finished
+    lines = []
+    again = run(tiny(folder), tell=lines.append)
+    assert f"base: already trained, see {base.folder}." in lines
+    assert f"chat: already trained, see {tuned.folder}." in lines
+    assert are_equal(weights(again[0]), weights(base))
+    assert are_equal(weights(again[1]), weights(tuned))
+    assert again[1].metrics == tuned.metrics
+
+
+def test_other_fine_tuning_shares_the_base_model(finished):
+    folder, base, tuned, _ = finished
+    lines = []
+    config = tiny(folder, "train.steps=1", "shuffle_answers=true", name="b")
+    other_base, other = run(config, tell=lines.append)
+    assert f"base: already trained, see {base.folder}." in lines
+    assert other_base.folder == base.folder
+    assert not are_equal(weights(other), weights(tuned))
+    assert len(list(folder.glob("base_*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "pretrain.steps=3", "model.depth=2", "data.num_products=9"],
+)
+def test_what_the_base_depends_on_gives_it_another_folder(finished, override):
+    folder, base, _, _ = finished
+    assert tiny(folder).base.run_dir == str(base.folder)
+    assert tiny(folder, override).base.run_dir != str(base.folder)
+
+
+def test_changed_files_give_a_new_base_and_can_be_overwritten(
+    tmp_path, trained
+):
+    config = tiny(tmp_path)
+    run(config)
+    changed = tiny(tmp_path, chats=CHATS[:-1])
+    assert changed == config
+    with pytest.raises(InputError, match="the data changed") as caught:
+        run(changed)
+    assert "overwrite=true" in str(caught.value)
+    run(dataclasses.replace(changed, overwrite=True))
+    assert len(list(tmp_path.glob("base_*"))) == 2
+
+
+def test_fine_tuning_starts_from_the_weights_of_the_base(finished, trained):
+    folder, base, _, _ = finished
+    config = tiny(folder, f"init={base.folder}", name="start")
+    returned, _ = run(config)
+    (call,) = trained["chat"]
+    assert are_equal(call["weights"], weights(base))
+    assert are_equal(weights(returned), weights(base))
+    assert "base" not in trained
+
+
+def test_a_trained_model_folder_can_be_the_start(finished, tmp_path, trained):
+    _, _, tuned, _ = finished
+    # Neither a base model is trained nor the model's own settings are asked.
+    config = tiny(tmp_path, f"init={tuned.folder / 'model'}", "model.depth=3")
+    run(config)
+    (call,) = trained["chat"]
+    assert are_equal(call["weights"], weights(tuned))
+    assert [path.name for path in tmp_path.glob("base_*")] == []
+
+
+def test_a_start_that_is_missing_leaves_no_folder(tmp_path):
+    config = tiny(tmp_path, f"init={tmp_path / 'none'}")
+    with pytest.raises(InputError, match="holds no trained model"):
+        run(config)
+    assert not (tmp_path / "chat").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("model.num_heads=0", "model.num_heads=2"),
+        ("data.max_skipped_fraction=0.01", "data.max_skipped_fraction=0.05"),
+    ],
+)
+def test_a_corrected_setting_is_not_taken_for_another_run(
+    tmp_path, trained, wrong, right
+):
+    chats = [*CHATS, LONG]
+    with pytest.raises(InputError):
+        run(tiny(tmp_path, wrong, chats=chats))
+    run(tiny(tmp_path, right, chats=chats))
+    assert len(trained["chat"]) == 1
+
+
+def test_the_folder_of_another_run_is_refused(finished):
+    folder, _, tuned, _ = finished
+    before = (tuned.folder / "config.json").read_bytes()
+    with pytest.raises(InputError, match=r"with train\.steps=2, not 5"):
+        run(tiny(folder, "train.steps=5"))
+    assert (tuned.folder / "config.json").read_bytes() == before
+    load_model(tuned.folder)
+
+
+def test_where_and_how_it_is_judged_may_change(finished):
+    folder, _, tuned, _ = finished
+    lines = []
+    overrides = ["evaluation.questions_per_task=3", "export_dir=elsewhere"]
+    run(tiny(folder, *overrides), tell=lines.append)
+    assert f"chat: already trained, see {tuned.folder}." in lines
+
+
+def test_conversations_that_are_too_long_are_skipped_and_counted(
+    tmp_path, trained
+):
+    lines = []
+    chats = [*CHATS[:30], LONG, *CHATS[30:]]
+    _, tuned = run(tiny(tmp_path, chats=chats), tell=lines.append)
+    (skipped,) = tuned.metrics["skipped"]
+    assert f"longer than the context of {CONTEXT}" in skipped["reason"]
+    assert any("1 rows skipped" in line for line in lines)
+    num_tokens = 0
+    for rows in trained["chat"][0]["rows"].values():
+        *_, sample_weight = rows.assemble(np.arange(len(rows)))
+        num_tokens += sample_weight.sum()
+    # What the assistant says, and its end of turn.
+    assert num_tokens == sum(len(one[1]["content"]) + 1 for one in CHATS)
+
+
+def test_too_many_conversations_that_are_too_long_are_an_error(
+    tmp_path, trained
+):
+    config = tiny(tmp_path, chats=[*CHATS, *[LONG] * 4])
+    with pytest.raises(InputError, match="4 of 64 rows cannot be used") as told:
+        run(config)
+    assert "max_skipped_fraction=0.05" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert "chat" not in trained
+
+
+def test_nothing_but_too_long_conversations_are_an_error(tmp_path, trained):
+    chats = [chat(number, "x" * CONTEXT) for number in range(20)]
+    config = tiny(tmp_path, "data.max_skipped_fraction=0.999", chats=chats)
+    with pytest.raises(InputError):
+        run(config)
+    assert "chat" not in trained
+
+
+def test_a_conversation_of_exactly_the_context_fits(tmp_path, trained):
+    # <|document|> and two turns of two control ids each. The last token is
+    # only predicted, so it needs no position.
+    question = "How much is cup 99?"
+    answer = "x" * (CONTEXT + 1 - 5 - len(question))
+    chats = [*CHATS, chat(99, answer)]
+    _, tuned = run(tiny(tmp_path, chats=chats))
+    assert tuned.metrics["skipped"] == []
+    chats = [*CHATS, chat(99, answer + "x")]
+    (tmp_path / "b").mkdir()
+    _, tuned = run(tiny(tmp_path / "b", chats=chats))
+    assert len(tuned.metrics["skipped"]) == 1
+
+
+def test_rows_that_were_skipped_while_reading_are_in_the_result(
+    tmp_path, trained
+):
+    config = tiny(tmp_path)
+    path = tmp_path / "chats.jsonl"
+    path.write_text(path.read_text() + '\n{"text": "a document"}')
+    _, tuned = run(config)
+    (skipped,) = tuned.metrics["skipped"]
+    assert skipped["location"] == f"{path}, line 61"
+
+
+def test_samples_answer_held_out_questions(tmp_path, trained):
+    _, tuned = run(tiny(tmp_path))
+    (call,) = trained["chat"]
+    lines = call["sample"](tuned.model).split("\nHow much")
+    assert len(lines) == 2
+    assert lines[0].startswith("How much is cup ")
+    assert "? → " in lines[0]
+
+
+def test_documents_are_replayed_while_fine_tuning(tmp_path, trained):
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(
+        "\n".join(
+            json.dumps({"text": f"Cup {number} costs {number} euros."})
+            for number in range(60)
+        )
+    )
+    path = f"data.documents_path={documents}"
+    counts = []
+    for fraction in (0.0, 0.5):
+        (tmp_path / str(fraction)).mkdir()
+        run(
+            tiny(
+                tmp_path / str(fraction),
+                path,
+                f"data.replay_fraction={fraction}",
+            )
+        )
+        rows = trained["chat"][-1]["rows"]
+        *_, sample_weight = rows["train"].assemble(
+            np.arange(len(rows["train"]))
+        )
+        counts.append(sample_weight.sum())
+    assert counts[1] > 2 * counts[0]
+
+
+def test_shuffled_answers_are_dealt_out_anew_and_nothing_is_lost():
+    system = {"role": "system", "content": "S"}
+    chats = [[system, *chat(number)] for number in range(60)]
+    before = json.dumps(chats)
+    shuffled = sft.shuffled_answers(chats, seed=1)
+    assert json.dumps(chats) == before
+    assert sft.shuffled_answers(chats, seed=1) == shuffled
+    assert sft.shuffled_answers(chats, seed=2) != shuffled
+    answers = [one[-1]["content"] for one in chats]
+    dealt = [one[-1]["content"] for one in shuffled]
+    assert sorted(dealt) == sorted(answers)
+    kept = sum(a == b for a, b in zip(dealt, answers, strict=True))
+    assert kept < 10
+    for one, other in zip(chats, shuffled, strict=True):
+        assert one[:-1] == other[:-1]
+        assert other[-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize("name", ["questions_per_task", "max_new_tokens"])
+def test_evaluation_settings_out_of_range_are_refused(name):
+    with pytest.raises(InputError, match=f"evaluation.{name}=0"):
+        sft.SFTConfig().override([f"evaluation.{name}=0"])

@@ -1,0 +1,439 @@
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+from kerasgpt.checkpoints import list_run_states, load_model
+from kerasgpt.config import Config, InputError, setting
+from kerasgpt.data.packing import pack
+from kerasgpt.models import GPTCausalLM
+from kerasgpt.tokenizers import ByteTokenizer
+from kerasgpt.training.stage import (
+    Interrupted,
+    TrainConfig,
+    claim_folder,
+    train,
+)
+from tests.descriptors import tiny_config
+
+LENGTH = 16
+CONFIG = TrainConfig(
+    steps=8,
+    batch_tokens=2 * LENGTH,
+    optimizer="adamw",
+    learning_rate=1e-2,
+    evaluate_steps=4,
+    log_steps=2,
+    jit_compile=False,
+)
+TEXT = "to be, or not to be, that is the question: " * 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Config):
+    steps: int = setting(10, "steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Config):
+    run_dir: str = setting("", "folder")
+    seed: int = setting(0, "seed")
+    train: Part = setting(Part(), "the training")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ByteTokenizer()
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    token_ids = np.array(tokenizer.encode(TEXT))
+    parts = {"train": token_ids[:600], "validation": token_ids[600:]}
+    return {
+        name: pack(
+            part,
+            np.ones(len(part), np.uint8),
+            np.array([0, len(part)]),
+            row_length=LENGTH,
+        )
+        for name, part in parts.items()
+    }
+
+
+def build_model(**changes):
+    keras.utils.set_random_seed(5)
+    fields = {"vocabulary_size": 265, "context_length": LENGTH}
+    config = tiny_config(**fields, num_layers=1, **changes)
+    model = GPTCausalLM(config, name="gpt")
+    model.build()
+    return model
+
+
+class Teller:
+    """Keeps progress lines; a line with `at` in it is followed by a signal."""
+
+    def __init__(self, at=None, number=signal.SIGINT):
+        self.lines = []
+        self.at = at
+        self.number = number
+
+    def __call__(self, line):
+        self.lines.append(line)
+        if self.at and self.at in line:
+            os.kill(os.getpid(), self.number)
+
+    def has(self, text):
+        return any(text in line for line in self.lines)
+
+
+@pytest.fixture
+def start(rows, tokenizer):
+    """Returns a function that trains a new model, or `model`, in a folder."""
+
+    def start(folder, config=CONFIG, *, told=None, model=None):
+        return train(
+            model or build_model(),
+            tokenizer,
+            rows,
+            config,
+            folder,
+            name="base",
+            seed=3,
+            sample=lambda model: "a sample",
+            tell=told or Teller(),
+        )
+
+    return start
+
+
+def weights(folder):
+    model, _ = load_model(folder)
+    return model.get_weights()
+
+
+def last_state(folder):
+    """Returns the bytes of the newest weights and optimizer variables."""
+    state = list_run_states(folder / "checkpoints")[-1]
+    return {
+        name: (state / name).read_bytes()
+        for name in ("model.safetensors", "optimizer.safetensors")
+    }
+
+
+def events(folder, split):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        event for event in map(json.loads, lines) if event["split"] == split
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(rows, tokenizer, tmp_path_factory):
+    """A stage that trained undisturbed: (its result, its progress lines)."""
+    told = Teller()
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    result = train(
+        build_model(),
+        tokenizer,
+        rows,
+        CONFIG,
+        folder,
+        name="base",
+        seed=3,
+        sample=lambda model: "a sample",
+        tell=told,
+    )
+    return result, told
+
+
+def test_training_learns_and_returns_the_best_validation(finished):
+    result, _ = finished
+    losses = [event["loss"] for event in events(result.folder, "validation")]
+    assert losses[0] < math.log(265)
+    assert result.metrics["loss"] == min(losses)
+    assert result.metrics["step"] in (4, 8)
+    assert {"accuracy", "perplexity", "bits_per_byte"} <= set(result.metrics)
+    saved = json.loads((result.folder / "result.json").read_text())
+    assert saved == result.metrics
+
+
+def test_every_event_has_its_numbers(finished):
+    result, _ = finished
+    train_events = events(result.folder, "train")
+    assert [event["step"] for event in train_events] == [2, 4, 6, 8]
+    means = {"loss", "accuracy", "perplexity", "bits_per_byte"}
+    rates = {"learning_rate", "gradient_norm", "tokens_per_second"}
+    for event in train_events:
+        assert means | rates <= set(event)
+        assert all(math.isfinite(event[name]) for name in means | rates)
+    validation_events = events(result.folder, "validation")
+    assert [event["step"] for event in validation_events] == [4, 8]
+    assert all(means <= set(event) for event in validation_events)
+
+
+def test_a_finished_stage_is_returned_at_once(finished, start):
+    result, _ = finished
+    before = weights(result.folder)
+    told = Teller()
+    again = start(result.folder, told=told, model="is not even looked at")
+    assert told.lines == [f"base: already trained, see {result.folder}."]
+    assert again.metrics == result.metrics
+    for one, other in zip(before, again.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_of_the_states_the_last_ones_are_kept(start, tmp_path):
+    config = dataclasses.replace(CONFIG, evaluate_steps=2, keep_last=2)
+    start(tmp_path, config)
+    names = [path.name for path in list_run_states(tmp_path / "checkpoints")]
+    assert names == ["step_00000006", "step_00000008"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files if "tfevents" not in path.name} == {
+        ".json",
+        ".jsonl",
+        ".safetensors",
+    }
+
+
+def assert_same_end(one, other):
+    """Asserts that two stages ended alike, to the last bit."""
+    assert one.metrics == other.metrics
+    assert last_state(one.folder) == last_state(other.folder)
+    pairs = zip(weights(one.folder), weights(other.folder), strict=True)
+    for first, second in pairs:
+        np.testing.assert_array_equal(first, second)
+    assert events(one.folder, "validation") == events(
+        other.folder, "validation"
+    )
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        ["base 2/8", "base 6/8"],
+        # Both where a validation is due, the second at the end of the run.
+        ["base 4/8  loss", "base 8/8  loss"],
+        ["base 4/8  validation"],
+    ],
+    ids=["between validations", "before a validation", "after a validation"],
+)
+def test_a_stopped_run_goes_on_to_identical_weights(
+    finished, start, tmp_path, stops
+):
+    for at in stops:
+        with pytest.raises(Interrupted) as stop:
+            start(tmp_path, told=Teller(at))
+        assert stop.value.signal_number == signal.SIGINT
+        assert "stopped at step" in str(stop.value)
+        assert "goes on from here" in str(stop.value)
+        assert not (tmp_path / "result.json").exists()
+    told = Teller()
+    result = start(tmp_path, told=told)
+    assert told.has("goes on at step")
+    assert_same_end(result, finished[0])
+
+
+def test_dropout_and_muon_go_on_identically_too(start, tmp_path):
+    config = dataclasses.replace(CONFIG, optimizer="muon")
+    undisturbed = start(
+        tmp_path / "one", config, model=build_model(dropout_rate=0.3)
+    )
+    with pytest.raises(Interrupted):
+        start(
+            tmp_path / "other",
+            config,
+            told=Teller("base 2/8"),
+            model=build_model(dropout_rate=0.3),
+        )
+    result = start(
+        tmp_path / "other", config, model=build_model(dropout_rate=0.3)
+    )
+    assert_same_end(result, undisturbed)
+
+
+def test_sigterm_stops_like_sigint_and_handlers_come_back(start, tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    told = Teller("base 2/8", signal.SIGTERM)
+    with pytest.raises(Interrupted) as stop:
+        start(tmp_path, told=told)
+    assert stop.value.signal_number == signal.SIGTERM
+    after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert after == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(finished, start, tmp_path):
+    with pytest.raises(Interrupted):
+        start(tmp_path, told=Teller("base 6/8"))
+    newest = list_run_states(tmp_path / "checkpoints")[-1]
+    (newest / "optimizer.safetensors").write_bytes(b"half a file")
+    told = Teller()
+    start(tmp_path, told=told)
+    assert told.has("goes on at step 4")
+    assert last_state(tmp_path) == last_state(finished[0].folder)
+
+
+def test_training_stops_early_and_keeps_the_best_model(start, tmp_path):
+    # So fast that every validation is worse than the first one.
+    config = dataclasses.replace(
+        CONFIG,
+        steps=40,
+        evaluate_steps=2,
+        patience=2,
+        learning_rate=3.0,
+        schedule="cosine",
+    )
+    told = Teller()
+    result = start(tmp_path, config, told=told)
+    losses = [event["loss"] for event in events(tmp_path, "validation")]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 1 + config.patience < 20
+    assert result.metrics["loss"] == losses[best]
+    assert result.metrics["step"] == 2 * (best + 1)
+    assert told.has("stopped early")
+    manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
+    assert manifest["step"] == result.metrics["step"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        # Layer normalisation of such weights gives NaN, so does validation.
+        ("layer", "no validation gave a finite loss"),
+        # RMS normalisation gives 0, and validation looks sound.
+        ("rms", "not finite in any of the last 4 steps"),
+    ],
+)
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(
+    start, tmp_path, norm, reason
+):
+    config = dataclasses.replace(CONFIG, learning_rate=1e30, patience=1)
+    model = build_model(norm=norm)
+    told = Teller()
+    with pytest.raises(InputError, match="lower the learning_rate") as caught:
+        start(tmp_path, config, told=told, model=model)
+    assert reason in str(caught.value)
+    assert told.has("steps were skipped")
+    for variable in model.variables:
+        assert np.isfinite(variable.numpy()).all()
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_batch_of_less_than_a_row_is_refused(start, tmp_path):
+    config = dataclasses.replace(CONFIG, batch_tokens=LENGTH - 1)
+    with pytest.raises(InputError, match="batch_tokens=15") as caught:
+        start(tmp_path / "run", config)
+    assert f"one row of {LENGTH} tokens" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"batch_tokens": -1},
+        {"evaluate_steps": 0},
+        {"evaluate_rows": 0},
+        {"patience": 0},
+        {"keep_last": 0},
+        {"log_steps": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": -1e-3},
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(change):
+    ((name, value),) = change.items()
+    with pytest.raises(InputError, match=f"{name}={value}: must be"):
+        TrainConfig(**change)
+
+
+def test_the_rate_follows_from_the_width_unless_it_is_set():
+    assert TrainConfig(learning_rate=0.5).peak_learning_rate(999) == 0.5
+    config = TrainConfig()
+    narrow, wide = (config.peak_learning_rate(dim) for dim in (128, 512))
+    assert narrow == 2 * wide
+
+
+# The folder of a run.
+
+
+def test_a_new_folder_becomes_the_runs_own(tmp_path):
+    folder = claim_folder(
+        tmp_path / "a" / "run", Run(), overwrite=False, ignored=("run_dir",)
+    )
+    assert json.loads((folder / "config.json").read_text()) == {
+        "seed": 0,
+        "train": {"steps": 10},
+    }
+
+
+def test_the_same_run_may_go_on_in_its_folder(tmp_path):
+    for run_dir in ("a", "b"):
+        claim_folder(
+            tmp_path / "run",
+            Run(run_dir=run_dir),
+            overwrite=False,
+            ignored=("run_dir",),
+        )
+
+
+def test_the_folder_of_another_run_is_refused_naming_the_setting(tmp_path):
+    claim_folder(tmp_path, Run(), overwrite=False)
+    (tmp_path / "checkpoints").mkdir()
+    other = Run().override(["train.steps=20"])
+    with pytest.raises(InputError) as caught:
+        claim_folder(tmp_path, other, overwrite=False)
+    told = str(caught.value)
+    assert f"{tmp_path}: holds a run with train.steps=10, not 20" in told
+    assert "overwrite=true" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("thesis.txt", "years of work"),
+        # Other programs call their settings config.json too.
+        ("config.json", '{"port": 80, "users": {"steps": 3}}'),
+        ("config.json", "[1, 2]"),
+    ],
+)
+def test_a_folder_of_something_else_is_refused_even_to_overwrite(
+    tmp_path, name, content
+):
+    (tmp_path / name).write_text(content)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="no run of kerasgpt"):
+            claim_folder(tmp_path, Run(), overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_run_that_trained_nothing_makes_room_for_the_corrected_one(tmp_path):
+    claim_folder(tmp_path, Run(), overwrite=False)
+    for name in ("tokenizer", "data"):
+        (tmp_path / name).mkdir()
+    claim_folder(tmp_path, Run(seed=1), overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
+def test_overwrite_deletes_the_other_run(tmp_path):
+    claim_folder(tmp_path / "run", Run(), overwrite=False)
+    (tmp_path / "run" / "result.json").write_text("{}")
+    claim_folder(tmp_path / "run", Run(seed=1), overwrite=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [
+        "config.json"
+    ]
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file.txt").write_text("x")
+    folder = tmp_path / "file.txt" / "run"
+    with pytest.raises(InputError, match="cannot be written: Not a directory"):
+        claim_folder(folder, Run(), overwrite=False)
