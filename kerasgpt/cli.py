@@ -11,8 +11,11 @@ from kerasgpt.console import quiet_libraries
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with quiet_libraries():
     # The first operation looks for GPUs, which is told as an error.
-    importlib.import_module("tensorflow").constant(0)
+    tensorflow = importlib.import_module("tensorflow")
+    tensorflow.constant(0)
     importlib.import_module("tensorflow_text")
+# Decoding compiles a few shapes on purpose; each would draw a warning.
+tensorflow.get_logger().setLevel("ERROR")
 
 from kerasgpt.checkpoints.model_folder import load_model
 from kerasgpt.config import InputError

@@ -1,6 +1,8 @@
 """Settings of every test: quiet logs, repeatable fuzzing, one dtype policy."""
 
+import json
 import os
+import pathlib
 import random
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -15,6 +17,34 @@ hypothesis.settings.register_profile(
     "kerasgpt", derandomize=True, database=None, deadline=None, max_examples=100
 )
 hypothesis.settings.load_profile("kerasgpt")
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-goldens",
+        action="store_true",
+        help="write the expected values in tests/goldens/ anew",
+    )
+
+
+@pytest.fixture
+def golden(request):
+    """Returns a function that compares a JSON value with the stored one."""
+
+    def check(name, value):
+        path = GOLDENS / f"{name}.json"
+        if request.config.getoption("--update-goldens"):
+            origin = f"pytest --update-goldens {request.node.nodeid}"
+            text = json.dumps({"origin": origin, "value": value}, indent=2)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text + "\n")
+        assert path.is_file(), "run pytest --update-goldens"
+        expected = json.loads(path.read_text())["value"]
+        assert value == expected, "if meant, run pytest --update-goldens"
+
+    return check
 
 
 @pytest.fixture(autouse=True)

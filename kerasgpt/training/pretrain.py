@@ -75,6 +75,9 @@ def run(config, corpus=None, *, tell=print):
     # First what the user may have mistyped: a claimed folder is bound to it.
     if corpus is None:
         corpus = load_corpus(config.data)
+        if config.data.documents_path and not config.data.path:
+            # A base model of your texts learns no pieces of the shop's chats.
+            corpus = dataclasses.replace(corpus, chats=[], world=None)
     folder = stage.claim_folder(
         config.run_dir,
         config,

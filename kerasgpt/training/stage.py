@@ -225,6 +225,12 @@ def train(
         model, tokenizer = load_model(folder)
         return StageResult(model, tokenizer, folder, read_json(result_path))
 
+    for split, part in rows.items():
+        if not len(part):
+            raise InputError(
+                f"{name}: there is too little text: nothing is left to "
+                f"predict in the {split} split."
+            )
     row_length = rows["train"].row_length
     batch_size = config.batch_tokens // row_length
     if batch_size < 1:

@@ -60,6 +60,7 @@ def trained(monkeypatch):
 
     def train(model, tokenizer, rows, config, folder, **options):
         calls.append({"rows": rows, "weights": model.get_weights(), **options})
+        (folder / "checkpoints").mkdir(exist_ok=True)
         return stage.StageResult(model, tokenizer, folder, {})
 
     monkeypatch.setattr(stage, "train", train)
@@ -131,6 +132,27 @@ def test_the_tokenizer_is_learned_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.delattr(pretrain, "train_sentence_piece")
     again = pretrain.build_tokenizer(folder, CORPUS, config)
     assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_tokenizer_of_own_texts_knows_nothing_of_the_shop(
+    tmp_path, monkeypatch
+):
+    learned = []
+
+    def train_sentence_piece(texts, *, vocabulary_size):
+        learned.extend(texts)
+        raise InputError("that is all")
+
+    monkeypatch.setattr(pretrain, "train_sentence_piece", train_sentence_piece)
+    (tmp_path / "texts.txt").write_text("Once upon a time.")
+    config = tiny(
+        tmp_path / "run",
+        f"data.documents_path={tmp_path / 'texts.txt'}",
+        "tokenizer.kind=sentence_piece",
+    )
+    with pytest.raises(InputError, match="that is all"):
+        pretrain.run(config)
+    assert learned == ["Once upon a time."]
 
 
 def test_a_damaged_tokenizer_is_found(tmp_path):

@@ -103,6 +103,7 @@ def trained(monkeypatch):
     def train(model, tokenizer, rows, config, folder, *, name, **options):
         call = {"rows": rows, "weights": model.get_weights(), **options}
         calls.setdefault(name, []).append(call)
+        (folder / "checkpoints").mkdir(exist_ok=True)
         return stage.StageResult(model, tokenizer, folder, {})
 
     monkeypatch.setattr(stage, "train", train)

@@ -7,6 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_file_loader
 
 from kerasgpt.checkpoints import list_run_states, load_model
 from kerasgpt.config import Config, InputError, setting
@@ -177,6 +178,20 @@ def test_every_event_has_its_numbers(finished):
     assert all(means <= set(event) for event in validation_events)
 
 
+def test_tensorboard_shows_both_splits_and_a_sample(finished):
+    result, _ = finished
+    found = {}
+    for path in (result.folder / "tensorboard").iterdir():
+        for event in event_file_loader.EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(event.step)
+    assert found["validation/loss"] == found["sample"] == [4, 8]
+    scalars = ("loss", "accuracy", "perplexity", "bits_per_byte")
+    rates = ("learning_rate", "gradient_norm", "tokens_per_second")
+    for name in (*scalars, *rates):
+        assert found[f"train/{name}"] == [2, 4, 6, 8]
+
+
 def test_a_finished_stage_is_returned_at_once(finished, start):
     result, _ = finished
     before = weights(result.folder)
@@ -322,6 +337,26 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
     for variable in model.variables:
         assert np.isfinite(variable.numpy()).all()
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_too_little_text_is_refused(rows, tokenizer, tmp_path, split):
+    one_token = np.array([0, 1])
+    empty = pack(
+        np.array([70]), np.ones(1, np.uint8), one_token, row_length=LENGTH
+    )
+    with pytest.raises(InputError, match=f"predict in the {split} split"):
+        train(
+            build_model(),
+            tokenizer,
+            {**rows, split: empty},
+            CONFIG,
+            tmp_path / "run",
+            name="base",
+            seed=3,
+            sample=lambda model: "a sample",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_of_less_than_a_row_is_refused(start, tmp_path):

@@ -1,0 +1,383 @@
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import runpy
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kerasgpt import cli
+from kerasgpt.checkpoints import save_model
+from kerasgpt.config import Config, InputError, setting
+from kerasgpt.models import GPTCausalLM
+from kerasgpt.tokenizers import ByteTokenizer
+from kerasgpt.training import sft
+from kerasgpt.training.stage import Interrupted
+from tests.descriptors import tiny_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "experiments"
+ROW = json.dumps(
+    {
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello."},
+        ]
+    }
+)
+# So little of the shop that it is made at once.
+SMALL = ("data.num_products=10", "data.num_documents=10", "data.num_chats=10")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Returns a function that runs a script here: (status, stdout, stderr)."""
+
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        status = 0
+        try:
+            if script == "kerasgpt":
+                cli.main()
+            else:
+                runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def assert_refused(result, *words):
+    """Asserts one line on stderr, nothing on stdout, and status 2."""
+    status, out, err = result
+    assert status == 2
+    assert out == ""
+    assert err.startswith("error: ") and err.endswith("\n")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+
+
+def tree(folder):
+    return sorted(
+        (str(path.relative_to(folder)), path.is_file() and path.read_bytes())
+        for path in folder.rglob("*")
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("trian.steps=3", ("no setting trian", "did you mean train.steps?")),
+        ("zzz=3", ("no setting zzz", "--help")),
+        ("train.stepz=3", ("did you mean train.steps?",)),
+        ("train.steps=many", ("train.steps must be int", "'many'")),
+        ("train.steps=1.5", ("train.steps must be int",)),
+        ("train.learning_rate=nan", ("float or none",)),
+        ("tokenizer.kind=morse", ("one of sentence_piece, byte", "'morse'")),
+        ("overwrite=maybe", ("overwrite must be bool",)),
+        ("model=4", ("model is a section", "model.depth=")),
+        ("seed.more=4", ("seed is a single value",)),
+        ("--dryrun", ("key=value",)),
+        ("train.steps=0", ("steps=0: must be at least 1",)),
+        ("evaluation.max_new_tokens=0", ("must be at least 1",)),
+        ("data.validation_fraction=2", ("must be from 0 to 1",)),
+    ],
+)
+def test_a_setting_that_does_not_exist_or_fit_is_refused(call, argument, words):
+    assert_refused(call("run_sft.py", argument), *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ("chats.jsonl: no such file",)),
+        (b"", ("is empty",)),
+        (b"\x00\x01\x02", ("is a binary file",)),
+        (f"{ROW}\n{{oops\n".encode(), ("chats.jsonl, line 2: malformed JSON",)),
+        (b"caf\xe9\n", ("line 1: invalid UTF-8",)),
+        (
+            b'{"messages": [{"role": "user", "content": "Hi"}]}',
+            ("1 of 1 rows cannot be used", "line 1: no assistant turn"),
+        ),
+        (
+            b'{"messages": [{"role": "narrator", "content": "Hi"}]}',
+            ("line 1: unknown role 'narrator'",),
+        ),
+        (f"{ROW}\n{ROW}\n".encode(), ("at least two different ones",)),
+    ],
+)
+def test_data_that_cannot_be_used_is_refused_and_nothing_written(
+    call, tmp_path, content, words
+):
+    if content is not None:
+        (tmp_path / "chats.jsonl").write_bytes(content)
+    before = tree(tmp_path)
+    result = call(
+        "run_sft.py",
+        f"data.path={tmp_path / 'chats.jsonl'}",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    assert_refused(result, *words)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("script", ["run_sft.py", "run_pretrain.py"])
+def test_a_directory_that_cannot_be_written_is_refused(call, tmp_path, script):
+    (tmp_path / "file.txt").write_text("x")
+    before = tree(tmp_path)
+    folder = tmp_path / "file.txt" / "run"
+    result = call(script, f"run_dir={folder}", *SMALL)
+    assert_refused(result, str(folder), "cannot be written")
+    assert tree(tmp_path) == before
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Root may write everywhere, so it puts its rights aside."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_directory_without_permission_is_refused(call, tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o700)
+    folder.chmod(0o000)
+    with as_nobody():
+        result = call("run_sft.py", f"run_dir={folder / 'run'}", *SMALL)
+    folder.chmod(0o700)
+    assert_refused(result, str(folder), "Permission denied")
+    assert not any(folder.iterdir())
+
+
+def test_the_directory_of_another_run_is_refused(call, tmp_path):
+    config = sft.SFTConfig().override(SMALL)
+    config = {**config.to_dict(), "seed": 7}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "result.json").write_text("{}")
+    before = tree(tmp_path)
+    result = call("run_sft.py", f"run_dir={tmp_path}", *SMALL)
+    assert_refused(result, "holds a run with seed=7, not 0", "overwrite=true")
+    assert tree(tmp_path) == before
+
+
+def test_a_directory_of_something_else_is_refused(call, tmp_path):
+    (tmp_path / "thesis.txt").write_text("x")
+    before = tree(tmp_path)
+    result = call("run_sft.py", f"run_dir={tmp_path}", "overwrite=true", *SMALL)
+    assert_refused(result, "is not empty and no run of kerasgpt")
+    assert tree(tmp_path) == before
+
+
+def test_a_start_that_does_not_exist_is_refused(call, tmp_path):
+    result = call(
+        "run_sft.py",
+        f"run_dir={tmp_path / 'run'}",
+        f"init={tmp_path / 'none'}",
+        *SMALL,
+    )
+    assert_refused(result, "none: holds no trained model")
+    assert tree(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data.path="], ("name the text file",)),
+        (["data.path=none.txt"], ("none.txt: no such file",)),
+        (["data.path=a.txt"], ("too little text",)),
+    ],
+)
+def test_shakespeare_needs_a_text(
+    call, tmp_path, monkeypatch, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("To be")
+    assert_refused(call("run_shakespeare.py", *arguments), *words)
+
+
+# In a process of its own, as the user runs it.
+
+
+def run_alone(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def test_alone_a_mistyped_setting_is_one_line_and_status_2():
+    result = run_alone(SCRIPTS / "run_sft.py", "trian.steps=3")
+    assert_refused(
+        (result.returncode, result.stdout, result.stderr),
+        "trian.steps=3: there is no setting trian; did you mean train.steps?",
+    )
+
+
+def test_alone_a_malformed_line_is_one_line_and_status_2(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(f"{ROW}\n{ROW}\n{{oops\n")
+    result = run_alone(
+        SCRIPTS / "run_sft.py",
+        f"data.path={path}",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    assert_refused(
+        (result.returncode, result.stdout, result.stderr),
+        f"{path}, line 3: malformed JSON",
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["chats.jsonl"]
+
+
+def test_alone_a_command_without_a_model_is_one_line_and_status_2(tmp_path):
+    result = run_alone("-m", "kerasgpt.cli", "generate", tmp_path, "Hi")
+    assert_refused(
+        (result.returncode, result.stdout, result.stderr),
+        "holds no trained model",
+    )
+
+
+# The guard.
+
+
+class TestGuard:
+    def status(self, error):
+        def function():
+            raise error
+
+        return cli.guard(function)
+
+    def test_success(self):
+        assert cli.guard(lambda: None) == 0
+
+    def test_input_errors_are_one_line(self, capsys):
+        assert self.status(InputError("a.txt: is empty.")) == 2
+        assert capsys.readouterr() == ("", "error: a.txt: is empty.\n")
+
+    def test_errors_of_the_file_system_are_one_line(self, capsys):
+        error = OSError(28, "No space left on device", "a.txt")
+        assert self.status(error) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert "No space left on device" in err and "a.txt" in err
+
+    @pytest.mark.parametrize(
+        ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    )
+    def test_a_stop_says_how_to_go_on(self, capsys, number, status):
+        assert self.status(Interrupted(number, "the same command …")) == status
+        assert capsys.readouterr().err == "the same command …\n"
+
+    def test_an_interrupt_outside_training_is_no_traceback(self, capsys):
+        assert self.status(KeyboardInterrupt()) == 130
+        assert "goes on from the last checkpoint" in capsys.readouterr().err
+
+    def test_a_fault_of_the_program_is_not_hidden(self):
+        with pytest.raises(ZeroDivisionError):
+            self.status(ZeroDivisionError())
+
+
+# Scripts.
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Config):
+    steps: int = setting(10, "updates", unit="steps")
+
+
+def test_settings_reach_main_the_last_one_counts(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run.py", "steps=3", "steps=4"])
+    received = []
+    with pytest.raises(SystemExit) as stop:
+        cli.run_script(
+            received.append, Settings(), stages=lambda config: {}, document=""
+        )
+    assert stop.value.code == 0
+    assert [config.steps for config in received] == [4]
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "model"
+    config = tiny_config(vocabulary_size=265, context_length=64)
+    model = GPTCausalLM(config, name="gpt")
+    model.build()
+    save_model(folder, model, ByteTokenizer())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "MODEL", "caf\udce9"],
+        ["generate", "MODEL", "Hi", "--num-sequences", "0"],
+        ["generate", "MODEL", "Hi", "--max-new-tokens", "0"],
+        ["generate", "MODEL", "Hi", "--temperature", "-1"],
+        ["generate", "MODEL", "Hi", "--top-p", "2"],
+        ["generate", "MODEL", "x" * 100],
+        ["generate", "MODEL", "x" * 100, "--as-chat"],
+        ["generate", "NONE", "Hi"],
+        ["chat", "NONE"],
+        ["chat", "MODEL", "--system", "caf\udce9"],
+        ["export", "NONE", "somewhere"],
+    ],
+    ids=lambda arguments: " ".join(arguments).encode("ascii", "replace")[:40],
+)
+def test_what_a_command_cannot_do_is_refused(
+    call, model_folder, tmp_path, arguments
+):
+    places = {"MODEL": str(model_folder), "NONE": str(tmp_path)}
+    assert_refused(
+        call("kerasgpt", *(places.get(word, word) for word in arguments))
+    )
+
+
+def test_generate_continues_the_text_as_often_as_asked(call, model_folder):
+    arguments = ("kerasgpt", "generate", model_folder, "Hi")
+    options = ("--max-new-tokens", 4, "--num-sequences", 2, "--temperature", 1)
+    status, out, err = call(*arguments, *options)
+    assert (status, err) == (0, "")
+    assert out.startswith("Hi")
+    assert out.count("Hi") >= 2
+    assert call(*arguments, *options)[1] == out
+
+
+def test_chat_passes_its_options_on(call, model_folder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        cli, "chat", lambda generator, **options: calls.append(options)
+    )
+    options = ("--system", "Be kind.", "--temperature", 0.5, "--seed", 3)
+    status, _, err = call("kerasgpt", "chat", model_folder, *options)
+    assert (status, err) == (0, "")
+    (received,) = calls
+    assert received["system"] == "Be kind."
+    assert (received["temperature"], received["seed"]) == (0.5, 3)
+
+
+@pytest.mark.parametrize("command", ["", "chat", "generate", "export"])
+def test_help_explains_the_command(call, command):
+    status, out, _ = call("kerasgpt", *filter(None, [command]), "--help")
+    assert status == 0
+    assert "usage: kerasgpt" in out
