@@ -14,6 +14,7 @@ from kerasgpt.data.prepare import held_out_chats, load_corpus
 from kerasgpt.data.questions import questions_from_chats
 from kerasgpt.evaluation.report import score_table, write_report
 from kerasgpt.evaluation.scoring import ask
+from kerasgpt.files import check_writable
 from kerasgpt.generation import Generator
 from kerasgpt.serving import chat
 from kerasgpt.serving.saved_model import export_saved_model
@@ -49,6 +50,7 @@ CONVERSATIONS = (
 
 
 def main(config):
+    check_writable(config.export_dir)
     corpus = load_corpus(config.data)
     base, tuned = sft.run(config, corpus)
     if corpus.world:
@@ -118,9 +120,9 @@ if __name__ == "__main__":
     run_script(
         main,
         CONFIG,
-        stages=lambda config: {
-            "pretrain": config.pretrain,
-            "train": config.train,
-        },
+        stages=lambda config: (
+            ({} if config.init else {"pretrain": config.pretrain})
+            | {"train": config.train}
+        ),
         document=__doc__,
     )

@@ -68,6 +68,20 @@ def atomic_folder(path, *, overwrite=False):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(folder):
+    """Makes a folder if there is none, and tries to write in it.
+
+    For what is written at the end of a long run, and had better not fail
+    there.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    probe = pathlib.Path(folder) / f".probe.{os.getpid()}"
+    write_text(probe, "")
+    probe.unlink()
+
+
 def write_text(path, text):
     """Writes a text file whole or not at all.
 

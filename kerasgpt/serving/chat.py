@@ -5,9 +5,13 @@ import sys
 from kerasgpt.data.formats import is_unicode
 
 
-def chat(
-    generator, *, system="", read=input, write=sys.stdout.write, **options
-):
+def tell(text):
+    """Writes to standard output at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def chat(generator, *, system="", read=input, write=tell, **options):
     """Talks with the user until they leave, replies streaming as they come.
 
     The conversation is kept; when it fills the context, its oldest turns are
@@ -59,7 +63,6 @@ def chat(
             for piece in generator.stream(messages, **options):
                 pieces.append(piece)
                 write(piece)
-                sys.stdout.flush()
         except KeyboardInterrupt:
             write(" (stopped)")
         write("\n")
@@ -90,7 +93,7 @@ def fit_context(generator, messages, *, num_fixed=0, room=32):
     return None
 
 
-def tell_conversation(generator, texts, *, write=sys.stdout.write):
+def tell_conversation(generator, texts, *, write=tell):
     """Writes a conversation in which the user says `texts`, one a turn.
 
     It ends early with a text that does not fit the context.

@@ -8,6 +8,8 @@ import time
 import keras
 import tensorflow as tf
 
+from kerasgpt.files import write_text
+
 
 class ProgressLog(keras.callbacks.Callback):
     """Tells how training goes: on the terminal, in a file, in TensorBoard.
@@ -77,6 +79,14 @@ class ProgressLog(keras.callbacks.Callback):
             )
         self.model.reset_metrics()
         self.last_step, self.last_time = step, now
+
+    def forget_after(self, step):
+        """Removes events past `step`: a resumed run tells them again."""
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_text(path, "".join(kept))
 
     def record(self, step, split, values):
         """Appends one event to metrics.jsonl and TensorBoard."""

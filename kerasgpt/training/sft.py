@@ -79,10 +79,15 @@ class SFTConfig(Config):
         so that runs which differ in their fine-tuning only share one base
         model, and changed files make a new one.
         """
+        defaults = DataConfig()
         config = pretrain.PretrainConfig(
             run_dir="",
             seed=self.seed,
-            data=self.data,
+            data=dataclasses.replace(
+                self.data,
+                replay_fraction=defaults.replay_fraction,
+                max_skipped_fraction=defaults.max_skipped_fraction,
+            ),
             tokenizer=self.tokenizer,
             model=self.model,
             train=self.pretrain,

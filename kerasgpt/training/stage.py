@@ -257,6 +257,7 @@ def train(
         log_steps=config.log_steps,
         tell=tell,
     )
+    log.forget_after(step)
 
     def save():
         save_run_state(
