@@ -14,8 +14,6 @@ with quiet_libraries():
     tensorflow = importlib.import_module("tensorflow")
     tensorflow.constant(0)
     importlib.import_module("tensorflow_text")
-# Decoding compiles a few shapes on purpose; each would draw a warning.
-tensorflow.get_logger().setLevel("ERROR")
 
 from kerasgpt.checkpoints.model_folder import load_model
 from kerasgpt.config import InputError
@@ -67,6 +65,8 @@ def guard(function):
     status 2. An interruption says how to go on, status 130 (SIGINT) or 143
     (SIGTERM).
     """
+    # Decoding compiles a few shapes on purpose; each would draw a warning.
+    tensorflow.get_logger().setLevel("ERROR")
     try:
         function()
     except InputError as error:
