@@ -18,7 +18,7 @@ TINY = CONFIG.override(
         "model.model_dim=32",
         "model.context_length=64",
         "tokenizer.vocabulary_size=800",
-        "data.num_products=10",
+        "data.num_products=20",
         "data.num_documents=300",
         "data.num_chats=10",
         "data.validation_fraction=0.1",
@@ -41,7 +41,7 @@ validation      {base.metrics["bits_per_byte"]:.3f} bits a byte, \
 perplexity {base.metrics["perplexity"]:.2f}
 continue text   kerasgpt generate {base.folder} "{BEGINNINGS[0]}"
 fine-tune it    python experiments/run_sft.py init={base.folder} \
-run_dir=experiments/runs/tuned"""
+data.path=my_chats.jsonl run_dir=experiments/runs/mine"""
     )
 
 

@@ -10,9 +10,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from kerasgpt.cli import run_script
 from kerasgpt.data import shop
-from kerasgpt.data.prepare import held_out_chats, load_corpus
+from kerasgpt.data.prepare import load_corpus
 from kerasgpt.data.questions import questions_from_chats
-from kerasgpt.evaluation.report import score_table, write_report
+from kerasgpt.evaluation.report import (
+    metrics_table,
+    score_table,
+    write_report,
+)
 from kerasgpt.evaluation.scoring import ask
 from kerasgpt.files import check_writable
 from kerasgpt.generation import Generator
@@ -27,7 +31,7 @@ TINY = CONFIG.override(
         "model.model_dim=32",
         "model.context_length=64",
         "tokenizer.vocabulary_size=800",
-        "data.num_products=10",
+        "data.num_products=20",
         "data.num_documents=300",
         "data.num_chats=300",
         "data.validation_fraction=0.1",
@@ -50,22 +54,21 @@ CONVERSATIONS = (
 
 
 def main(config):
-    check_writable(config.export_dir)
+    check_writable(config.export_folder)
     corpus = load_corpus(config.data)
-    base, tuned = sft.run(config, corpus)
+    count = config.evaluation.questions_per_task
     if corpus.world:
-        questions = shop.generate_questions(
-            corpus.world, count_per_task=config.evaluation.questions_per_task
-        )
+        questions = shop.generate_questions(corpus.world, count_per_task=count)
         name = corpus.world.products[0].name
         samples = [
             [text.format(name=name) for text in texts]
             for texts in CONVERSATIONS
         ]
-    else:
+    result = sft.run(config, corpus)
+    base, tuned = result.base, result.chat
+    if not corpus.world:
         questions = questions_from_chats(
-            held_out_chats(corpus.chats, config.data.validation_fraction),
-            count=config.evaluation.questions_per_task,
+            result.corpus.held_out_chats, count=count
         )
         samples = [[q.messages[-1]["content"]] for q in questions[:2]]
 
@@ -82,27 +85,30 @@ def main(config):
         )
         for name, generator in generators.items()
     }
-    version = export_saved_model(
-        tuned.model, tuned.tokenizer, config.export_dir
-    )
-    facts = {
-        "questions that fit the context": len(answers["chat"]),
-        "packed positions used": f"{tuned.metrics.pop('used_fraction'):.2%}",
-        "skipped rows": tuned.metrics.pop("skipped"),
-        "export": str(version),
-        "config": config.to_dict(),
+    metrics = {
+        "base on documents": base.metrics,
+        "base on conversations": tuned.metrics["before"],
+        "chat on conversations": tuned.metrics,
     }
     report = write_report(
         tuned.folder,
         answers=answers,
-        metrics={"base": base.metrics, "chat": tuned.metrics},
+        metrics=metrics,
         curves={
             "base": base.folder / "metrics.jsonl",
             "chat": tuned.folder / "metrics.jsonl",
         },
-        facts=facts,
+        facts={
+            "questions that fit the context": len(answers["chat"]),
+            "packed positions used": f"{result.used_fraction:.2%}",
+            "skipped rows": list(map(vars, result.corpus.skipped)),
+            "config": config.to_dict(),
+        },
     )
-    print(f"\n{score_table(report['scores'])}\n")
+    version = export_saved_model(
+        tuned.model, tuned.tokenizer, config.export_folder
+    )
+    print(f"\n{score_table(report['scores'])}\n\n{metrics_table(metrics)}\n")
     for texts in samples:
         chat.tell_conversation(generators["chat"], texts)
     print(
@@ -112,7 +118,7 @@ chat            kerasgpt chat {tuned.folder}
 TensorBoard     tensorboard --logdir {tuned.folder.parent}
 serve           {version} is ready for TF Serving, see saved_models/README.md
 your own data   python experiments/run_sft.py data.path=my_chats.jsonl \
-run_dir=experiments/runs/mine export_dir=saved_models/mine"""
+run_dir=experiments/runs/mine"""
     )
 
 

@@ -55,10 +55,16 @@ def run_script(main, config, *, stages, document):
         else:
             main(resolved)
 
-    sys.exit(guard(start))
+    sys.exit(
+        guard(
+            start,
+            interrupted="interrupted; the same command (without "
+            "overwrite=true) goes on from the last checkpoint.",
+        )
+    )
 
 
-def guard(function):
+def guard(function, *, interrupted="interrupted."):
     """Calls a function and returns the exit status.
 
     An `InputError`, or an error of the file system, is printed as one line,
@@ -76,10 +82,7 @@ def guard(function):
         print(stop, file=sys.stderr)
         return 128 + stop.signal_number
     except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on from the last checkpoint.",
-            file=sys.stderr,
-        )
+        print(interrupted, file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # The reader of our output, such as head, has left.

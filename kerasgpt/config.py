@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 
@@ -16,7 +17,9 @@ class InputError(Exception):
     """
 
 
-def setting(default, description, *, unit="", choices=()):
+def setting(
+    default, description, *, unit="", choices=(), minimum=None, maximum=None
+):
     """Declares one field of a `Config`.
 
     Args:
@@ -24,6 +27,7 @@ def setting(default, description, *, unit="", choices=()):
         description: str. What the field means, for `--help`.
         unit: str. Unit of the quantity, where it has one.
         choices: tuple. The values allowed; empty = any of the type.
+        minimum, maximum: numbers. The range allowed, ends included.
 
     Returns:
         A `dataclasses` field.
@@ -34,6 +38,8 @@ def setting(default, description, *, unit="", choices=()):
             "description": description,
             "unit": unit,
             "choices": tuple(choices),
+            "minimum": minimum,
+            "maximum": maximum,
         },
     )
 
@@ -57,6 +63,22 @@ class Config:
         kerasgpt.config.InputError: train.step=20: there is no setting \
 train.step; did you mean train.steps?
     """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{field.name}={value}: must be finite.")
+            low = field.metadata.get("minimum")
+            high = field.metadata.get("maximum")
+            if low is not None and value is not None and value < low:
+                raise InputError(
+                    f"{field.name}={value}: must be at least {low}."
+                )
+            if high is not None and value is not None and value > high:
+                raise InputError(
+                    f"{field.name}={value}: must be at most {high}."
+                )
 
     def to_dict(self):
         """Returns the configuration as plain, JSON-serialisable data."""
@@ -127,7 +149,10 @@ train.step; did you mean train.steps?
                 changes[name] = _convert(
                     value, hints[name], self._field(name), path, source
                 )
-        return dataclasses.replace(self, **changes)
+        try:
+            return dataclasses.replace(self, **changes)
+        except InputError as error:
+            raise InputError(f"{prefix}{error}") from error
 
     def _field(self, name):
         return next(f for f in dataclasses.fields(self) if f.name == name)

@@ -60,23 +60,41 @@ def load_model(folder):
     Raises:
         InputError: if a file is missing, damaged or of another shape.
     """
-    folder = pathlib.Path(folder)
-    if not (folder / CONFIG_FILE).is_file() or (folder / "model").is_dir():
-        folder = folder / "model"
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise InputError(
-            f"{folder.parent}: holds no trained model (no model/{WEIGHTS_FILE})"
-            f"; name a run folder such as experiments/runs/shop_sft."
-        )
+    folder = find_model_folder(folder)
     read_manifest(folder)
-    try:
-        config = GPTConfig.from_dict(read_json(folder / CONFIG_FILE))
-    except ValueError as error:
-        raise InputError(f"{folder / CONFIG_FILE}: {error}") from error
-    model = GPTCausalLM(config, name="gpt")
+    model = GPTCausalLM(load_config(folder), name="gpt")
     model.build()
     load_weights(folder / WEIGHTS_FILE, model.variables)
     return model, load_tokenizer(folder)
+
+
+def find_model_folder(folder):
+    """Returns the model folder that `folder` is, or holds as "model".
+
+    Raises:
+        InputError: if there is none.
+    """
+    folder = pathlib.Path(folder)
+    for place in (folder / "model", folder):
+        if (place / WEIGHTS_FILE).is_file():
+            return place
+    raise InputError(
+        f"{folder}: holds no trained model (no model/{WEIGHTS_FILE}); name a "
+        f"run folder such as experiments/runs/shop_chat."
+    )
+
+
+def load_config(folder):
+    """Returns the GPTConfig of a model folder.
+
+    Raises:
+        InputError: if it is missing, or its values do not fit together.
+    """
+    path = pathlib.Path(folder) / CONFIG_FILE
+    try:
+        return GPTConfig.from_dict(read_json(path))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def save_tokenizer(folder, tokenizer):

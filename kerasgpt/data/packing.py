@@ -85,7 +85,7 @@ class PackedRows:
         return token_ids, positions, segment_ids, targets, sample_weight
 
 
-def pack(token_ids, loss_mask, offsets, *, row_length, is_kept=None):
+def pack(token_ids, loss_mask, offsets, *, row_length):
     """Packs documents into rows by best fit, longest first.
 
     A document that fits a row is never cut; a longer one is cut into pieces
@@ -95,7 +95,6 @@ def pack(token_ids, loss_mask, offsets, *, row_length, is_kept=None):
         token_ids, loss_mask: see `PackedRows`.
         offsets: int (documents + 1,). Document d is offsets[d]:offsets[d + 1].
         row_length: int, positions.
-        is_kept: bool (documents,). Documents to pack. `None` = all.
 
     Returns:
         PackedRows.
@@ -104,8 +103,6 @@ def pack(token_ids, loss_mask, offsets, *, row_length, is_kept=None):
     section 3.
     """
     spans = np.stack([offsets[:-1], offsets[1:]], axis=1).astype(np.int64)
-    if is_kept is not None:
-        spans = spans[is_kept]
     starts, lengths = _pieces(spans, row_length)
     order = np.argsort(-lengths, kind="stable")
     rows = []

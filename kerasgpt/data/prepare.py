@@ -2,14 +2,23 @@
 
 import dataclasses
 import hashlib
+import random
 
 import numpy as np
 
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.data import shop
 from kerasgpt.data.shards import build_shard, load_shards, save_shards
-from kerasgpt.data.sources import read_chats, read_documents
+from kerasgpt.data.sources import (
+    Skipped,
+    check_skipped,
+    read_chats,
+    read_documents,
+)
 from kerasgpt.tokenizers.chat_template import ChatTemplate
+
+# Documents encoded at once: what is replayed is a small part of many.
+REPLAY_BATCH = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,34 +36,30 @@ class DataConfig(Config):
         "tfds:NAME; empty = the shop's documents, or the texts of data.path",
     )
     world_seed: int = setting(0, "which shop; another seed, another world")
-    num_products: int = setting(100, "products of the shop")
-    num_documents: int = setting(40_000, "documents about the shop")
-    num_chats: int = setting(24_000, "training chats about the shop")
+    num_products: int = setting(
+        100, "products of the shop", minimum=20, maximum=2000
+    )
+    num_documents: int = setting(40_000, "documents about the shop", minimum=2)
+    num_chats: int = setting(24_000, "training chats about the shop", minimum=2)
     validation_fraction: float = setting(
-        0.02, "share held out for validation, chosen by a hash of the text"
+        0.02,
+        "share held out for validation, chosen by a hash of the text",
+        minimum=0.0,
+        maximum=0.9,
     )
     replay_fraction: float = setting(
         0.25,
         "share of documents among the tokens of fine-tuning, so that what they "
         "told is not forgotten; none if there are only conversations",
+        minimum=0.0,
+        maximum=0.9,
     )
     max_skipped_fraction: float = setting(
-        0.05, "largest share of unusable rows that is only reported"
+        0.05,
+        "largest share of unusable rows that is only reported",
+        minimum=0.0,
+        maximum=1.0,
     )
-
-    def __post_init__(self):
-        for name in (
-            "validation_fraction",
-            "replay_fraction",
-            "max_skipped_fraction",
-        ):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"data.{name}={getattr(self, name)}: must be from 0 to 1."
-                )
-        for name in ("num_products", "num_documents", "num_chats"):
-            if getattr(self, name) < 1:
-                raise InputError(f"data.{name}: must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,56 +70,139 @@ class Corpus:
         documents: list of str, for pretraining.
         replay: list of str, documents to show again in fine-tuning.
         chats: list of conversations, for fine-tuning.
+        is_validation: list of bool, one a chat: held out from training.
         skipped: list of Skipped.
-        world: World, or None if the texts are the user's.
+        world: World, or None if the chats are the user's.
     """
 
     documents: list
     replay: list
     chats: list
+    is_validation: list
     skipped: list
     world: shop.World | None
 
+    @property
+    def held_out_chats(self):
+        """Conversations that training does not see, a list."""
+        return [
+            chat
+            for chat, is_validation in zip(
+                self.chats, self.is_validation, strict=True
+            )
+            if is_validation
+        ]
 
-def load_corpus(config):
+
+def load_corpus(config, *, with_chats=True):
     """Returns the Corpus of a DataConfig.
+
+    Without files it is the embedded shop; your documents join the shop's if
+    the chats are the shop's, so that its facts still stand somewhere.
+
+    Args:
+        config: DataConfig.
+        with_chats: bool. Without, documents of yours stand alone.
 
     Raises:
         InputError: if a file cannot be used; the text says which and why.
     """
     allowed = config.max_skipped_fraction
     documents, chats, skipped, world = [], [], [], None
-    if not config.path:
-        try:
-            world = shop.build_world(config.world_seed, config.num_products)
-        except ValueError as error:
-            raise InputError(f"data.{error}") from error
-        chats = list(shop.generate_chats(world, count=config.num_chats))
-    else:
+    if config.path:
         chats, skipped = read_chats(config.path, max_skipped_fraction=allowed)
-    if config.documents_path:
-        documents, more = read_documents(
-            config.documents_path, max_skipped_fraction=allowed
-        )
-        skipped = skipped + more
-    elif world is not None:
+    elif with_chats or not config.documents_path:
+        world = shop.build_world(config.world_seed, config.num_products)
+        chats = list(shop.generate_chats(world, count=config.num_chats))
         documents = list(
             shop.generate_documents(world, count=config.num_documents)
         )
-    else:
+    splits = []
+    if chats:
+        splits = held_out(
+            ["\x1f".join(_contents(chat)) for chat in chats],
+            config.validation_fraction,
+        )
+    texts = ["\n".join(_contents(chat)) for chat in chats]
+    if config.documents_path:
+        yours, more = read_documents(
+            config.documents_path, max_skipped_fraction=allowed
+        )
+        # The same file may be given twice, as chats and as documents.
+        spoilers = {
+            text
+            for text, is_validation in zip(texts, splits, strict=True)
+            if is_validation
+        }
+        documents += [text for text in yours if text not in spoilers]
+        skipped = skipped + more
+    replay = documents
+    if not documents:
         # Only what the training split says: pretraining on the held-out
         # conversations would spoil their loss.
-        splits = held_out(
-            [_chat_key(chat) for chat in chats], config.validation_fraction
-        )
         documents = [
-            "\n".join(message["content"] for message in chat)
-            for chat, is_validation in zip(chats, splits, strict=True)
+            text
+            for text, is_validation in zip(texts, splits, strict=True)
             if not is_validation
         ]
-    only_chats = config.path and not config.documents_path
-    replay = [] if only_chats else documents
-    return Corpus(documents, replay, chats, skipped, world)
+    return Corpus(documents, replay, chats, splits, skipped, world)
+
+
+def fit_chats(corpus, tokenizer, context_length, *, max_skipped_fraction):
+    """Returns the Corpus with conversations that fit the context.
+
+    A longer one loses whole turns from its end, as many as it takes; one
+    whose first answer does not fit is skipped. No turn is ever cut.
+
+    Args:
+        corpus: Corpus.
+        tokenizer: Tokenizer.
+        context_length: int, tokens.
+        max_skipped_fraction: float. More skipped ones than this are an error.
+
+    Raises:
+        InputError: if too many had to be skipped, or none is left.
+    """
+    contents = iter(
+        tokenizer.encode_batch(
+            [text for chat in corpus.chats for text in _contents(chat)]
+        )
+    )
+    chats, splits, skipped = [], [], []
+    for number, (chat, is_validation) in enumerate(
+        zip(corpus.chats, corpus.is_validation, strict=True), start=1
+    ):
+        # A document id at the start, a role and an end around each content;
+        # the last id is predicted only.
+        lengths = [len(next(contents)) + 2 for _ in chat]
+        ends = 1 + np.cumsum(lengths) <= context_length + 1
+        kept = chat[: int(ends.sum())]
+        if any(m["role"] == "assistant" and m["content"] for m in kept):
+            chats.append(kept)
+            splits.append(is_validation)
+        else:
+            skipped.append(
+                Skipped(
+                    f"conversation {number}",
+                    f"{1 + sum(lengths)} tokens, of which the first answer "
+                    f"does not fit the context of {context_length}; raise "
+                    f"model.context_length",
+                )
+            )
+    check_skipped(
+        "conversations", skipped, len(corpus.chats), max_skipped_fraction
+    )
+    if corpus.chats and (all(splits) or not any(splits)):
+        raise InputError(
+            f"too few conversations fit model.context_length="
+            f"{context_length}; raise it."
+        )
+    return dataclasses.replace(
+        corpus,
+        chats=chats,
+        is_validation=splits,
+        skipped=[*corpus.skipped, *skipped],
+    )
 
 
 def held_out(texts, fraction):
@@ -171,73 +259,66 @@ def prepare_documents(documents, tokenizer, folder, *, validation_fraction):
 
 
 def prepare_chats(
-    chats,
-    tokenizer,
-    folder,
-    *,
-    validation_fraction,
-    replay=(),
-    replay_fraction=0.0,
-    replay_length=None,
-    skipped=(),
+    corpus, tokenizer, folder, *, replay_fraction, replay_length, seed
 ):
     """Writes shards of conversations; trained is what the assistant says.
 
     Args:
-        chats: list of lists of messages.
+        corpus: Corpus, of which `replay` joins the training split.
         tokenizer: Tokenizer.
         folder: str or Path.
-        validation_fraction: float.
-        replay: list of str, documents of which some join the training split.
-        replay_fraction: float. Their share of its tokens, as far as they go.
-        replay_length: int, tokens. Longer ones are cut. `None` = never.
-        skipped: list of Skipped, for the manifest.
+        replay_fraction: float. Share of documents among the tokens of the
+            training split, as far as they go.
+        replay_length: int, positions. Longer documents are cut.
+        seed: int. Which of the user's documents are replayed.
 
     Returns:
         dict of "train" and "validation" Shard, and the manifest.
     """
     template = ChatTemplate(tokenizer)
     contents = iter(
-        tokenizer.encode_batch([m["content"] for chat in chats for m in chat])
+        tokenizer.encode_batch(
+            [text for chat in corpus.chats for text in _contents(chat)]
+        )
     )
     rows = [
         template.join(
             [message["role"] for message in chat],
             [next(contents).tolist() for _ in chat],
         )
-        for chat in chats
+        for chat in corpus.chats
     ]
-    splits = held_out([_chat_key(chat) for chat in chats], validation_fraction)
+    splits = list(corpus.is_validation)
     num_tokens = sum(len(token_ids) for token_ids, _ in rows)
     wanted = num_tokens * replay_fraction / (1 - replay_fraction)
-    for token_ids, loss_mask in _document_rows(list(replay), tokenizer):
-        length = replay_length or len(token_ids)
-        for start in range(0, len(token_ids) if wanted > 0 else 0, length):
-            piece = slice(start, start + length)
-            rows.append((token_ids[piece], loss_mask[piece]))
-            splits.append(False)
-        wanted -= len(token_ids)
+    replay = corpus.replay
+    if corpus.world is None:
+        # The shop's documents are in random order; files need not be.
+        replay = random.Random(seed).sample(replay, len(replay))
+    for first in range(0, len(replay), REPLAY_BATCH):
+        batch = replay[first : first + REPLAY_BATCH]
+        for token_ids, loss_mask in _document_rows(batch, tokenizer):
+            if wanted <= 0:
+                break
+            # A piece's last id is the first of the next: none goes untrained.
+            for start in range(0, len(token_ids) - 1, replay_length):
+                piece = slice(start, start + replay_length + 1)
+                rows.append((token_ids[piece], loss_mask[piece]))
+                splits.append(False)
+            wanted -= len(token_ids)
+        if wanted <= 0:
+            break
     return _save_splits(
         rows,
         splits,
         tokenizer,
         folder,
-        skipped=[dataclasses.asdict(row) for row in skipped],
+        skipped=[dataclasses.asdict(row) for row in corpus.skipped],
     )
 
 
-def held_out_chats(chats, validation_fraction):
-    """Returns the conversations of the validation split, in their order."""
-    splits = held_out([_chat_key(chat) for chat in chats], validation_fraction)
-    return [
-        chat
-        for chat, is_validation in zip(chats, splits, strict=True)
-        if is_validation
-    ]
-
-
-def _chat_key(chat):
-    return "\x1f".join(message["content"] for message in chat)
+def _contents(chat):
+    return [message["content"] for message in chat]
 
 
 def _document_rows(documents, tokenizer):
@@ -246,8 +327,8 @@ def _document_rows(documents, tokenizer):
     end = tokenizer.control_id("<|end_of_document|>")
     return [
         (
-            np.concatenate([[start], ids, [end]]),
-            np.concatenate([[0], np.ones(len(ids) + 1)]),
+            np.concatenate([[start], ids, [end]]).astype(np.int32),
+            np.concatenate([[0], np.ones(len(ids) + 1)]).astype(np.uint8),
         )
         for ids in tokenizer.encode_batch(documents)
     ]

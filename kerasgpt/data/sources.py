@@ -104,6 +104,23 @@ def check_skipped(path, skipped, count, max_skipped_fraction):
         )
 
 
+def list_files(path):
+    """Returns the files that a path stands for: itself, or a folder's files.
+
+    Of a folder only those whose suffix is known; hidden ones are left out.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return [path]
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix in ROW_SUFFIXES + TEXT_SUFFIXES
+        and file.is_file()
+        and not file.name.startswith(".")
+    )
+
+
 def read_text(path):
     """Returns the text of a UTF-8 file.
 
@@ -142,7 +159,7 @@ def _rows(path, *, accept_text):
     path = pathlib.Path(path)
     suffixes = ROW_SUFFIXES + (TEXT_SUFFIXES if accept_text else ())
     if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in suffixes)
+        files = [file for file in list_files(path) if file.suffix in suffixes]
         if not files:
             raise InputError(
                 f"{path}: has no file that ends in {', '.join(suffixes)}."

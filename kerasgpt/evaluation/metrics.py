@@ -1,4 +1,4 @@
-"""Owns metrics of language models as Keras metrics. Not: tasks (tasks.py)."""
+"""Owns metrics of language models as Keras metrics. Not: tasks (scoring.py)."""
 
 import math
 

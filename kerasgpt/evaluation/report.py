@@ -15,7 +15,7 @@ def write_report(folder, *, answers, metrics, curves, facts):
     Args:
         folder: str or Path.
         answers: dict of model name ("base", "chat") to list of Answer.
-        metrics: dict of model name to its validation metrics.
+        metrics: see `metrics_table`.
         curves: dict of model name to the path of its metrics.jsonl.
         facts: dict of further JSON values, shown as a list.
 
@@ -73,13 +73,24 @@ def score_table(scores):
     return "\n".join(lines)
 
 
-def _markdown(scores, metrics, facts, plots, failures):
-    lines = ["# Report card", "", score_table(scores), ""]
-    keys = ("step", "loss", "accuracy", "perplexity", "bits_per_byte")
-    lines += [f"| validation | {' | '.join(keys)} |", f"|---|{'---|' * 5}"]
+def metrics_table(metrics):
+    """Returns a Markdown table: a row a model and split, a column a metric.
+
+    Args:
+        metrics: dict of label to dict of loss, accuracy, perplexity and
+            bits_per_byte.
+    """
+    keys = ("loss", "accuracy", "perplexity", "bits_per_byte")
+    lines = [f"| validation | {' | '.join(keys)} |", f"|---|{'---|' * 4}"]
     for name, values in metrics.items():
         cells = [f"{values[key]:.4g}" if key in values else "–" for key in keys]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _markdown(scores, metrics, facts, plots, failures):
+    lines = ["# Report card", "", score_table(scores), ""]
+    lines += [metrics_table(metrics)]
     lines += ["", *[f"![{plot}]({plot})" for plot in plots], ""]
     for key, value in facts.items():
         if isinstance(value, list):

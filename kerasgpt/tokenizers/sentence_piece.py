@@ -1,5 +1,6 @@
 """Owns SentencePiece: training it and running it. Not: control tokens' use."""
 
+import collections
 import hashlib
 import io
 import pathlib
@@ -44,11 +45,13 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, model):
         super().__init__(name="sentence_piece_tokenizer")
         self._model = model
-        self._operation = tf_text.SentencepieceTokenizer(
-            model=model, out_type=tf.int32
-        )
+        with quiet_libraries():
+            self._operation = tf_text.SentencepieceTokenizer(
+                model=model, out_type=tf.int32
+            )
         self._operation._model_resource = _NamedModel(model)
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        with quiet_libraries():
+            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocabulary_size = processor.vocab_size()
         pieces = [
             processor.id_to_piece(index)
@@ -144,46 +147,57 @@ def train_sentence_piece(texts, *, vocabulary_size):
     ]
     if not any(texts):
         raise InputError("the tokenizer cannot be trained: there is no text.")
-    characters = len(set("".join(texts)))
     writer = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_lines(texts)),
-            model_writer=writer,
-            model_type="bpe",
-            vocab_size=vocabulary_size,
-            hard_vocab_limit=False,
-            # Rarer characters are spelled in bytes; a small vocabulary must
-            # not be eaten up by characters that occur once.
-            character_coverage=(
-                1.0 if characters < vocabulary_size // 2 else 0.9995
-            ),
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            split_digits=True,
-            user_defined_symbols=["\n"],
-            max_sentence_length=1 << 20,
-            pad_id=0,
-            pad_piece=CONTROL_TOKENS[0],
-            unk_id=1,
-            unk_piece=CONTROL_TOKENS[1],
-            unk_surface="",
-            bos_id=2,
-            bos_piece=CONTROL_TOKENS[2],
-            eos_id=3,
-            eos_piece=CONTROL_TOKENS[3],
-            control_symbols=list(CONTROL_TOKENS[4:]),
-            num_threads=2,
-            minloglevel=2,
-        )
+        with quiet_libraries():
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(_lines(texts)),
+                model_writer=writer,
+                model_type="bpe",
+                vocab_size=vocabulary_size,
+                hard_vocab_limit=False,
+                character_coverage=_coverage(texts, vocabulary_size - smallest),
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                split_digits=True,
+                user_defined_symbols=["\n"],
+                max_sentence_length=1 << 20,
+                pad_id=0,
+                pad_piece=CONTROL_TOKENS[0],
+                unk_id=1,
+                unk_piece=CONTROL_TOKENS[1],
+                unk_surface="",
+                bos_id=2,
+                bos_piece=CONTROL_TOKENS[2],
+                eos_id=3,
+                eos_piece=CONTROL_TOKENS[3],
+                control_symbols=list(CONTROL_TOKENS[4:]),
+                num_threads=2,
+                minloglevel=2,
+            )
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(
             f"the tokenizer cannot be trained with tokenizer.vocabulary_size="
             f"{vocabulary_size}: {str(error).splitlines()[-1]}"
         ) from error
     return SentencePieceTokenizer(writer.getvalue())
+
+
+def _coverage(texts, num_pieces):
+    """Returns the share of text whose characters get pieces of their own.
+
+    The commonest characters take at most half of the pieces; the rest are
+    spelled in bytes. Chinese text would otherwise leave none for words.
+    """
+    counts = collections.Counter()
+    for text in texts:
+        counts.update(text)
+    kept = counts.most_common(max(1, num_pieces // 2))
+    if len(kept) == len(counts):
+        return 1.0
+    return sum(count for _, count in kept) / sum(counts.values())
 
 
 def _lines(texts):

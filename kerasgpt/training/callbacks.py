@@ -60,7 +60,9 @@ class ProgressLog(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         values = {name: float(value) for name, value in logs.items()}
         values["perplexity"] = math.exp(min(values["loss"], 50.0))
-        values["learning_rate"] = float(optimizer.learning_rate)
+        # Muon's own rate is set, AdamW's is a part of it; adamw sets its own.
+        rate_of_adamw = getattr(optimizer, "adam_lr_ratio", 1.0)
+        values["learning_rate"] = float(optimizer.learning_rate) * rate_of_adamw
         values["tokens_per_second"] = rate
         eta = (self.total_steps - step) * self.batch_tokens / rate
         self.record(step, "train", values)

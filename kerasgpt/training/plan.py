@@ -4,6 +4,8 @@ import time
 
 import tensorflow as tf
 
+from kerasgpt.checkpoints.model_folder import find_model_folder, load_config
+from kerasgpt.tokenizers.byte import ByteTokenizer
 from kerasgpt.training.pretrain import DEFAULT_CONTEXT
 
 # Of a measured large matrix product; the default run reached 0.4 to 0.5
@@ -52,10 +54,17 @@ def plan_run(config, stages):
         config: config of the run, with `model` and `tokenizer` sections.
         stages: dict of stage name to TrainConfig.
     """
-    model_config = config.model.build_config(
-        vocabulary_size=config.tokenizer.vocabulary_size,
-        context_length=DEFAULT_CONTEXT,
-    )
+    init = getattr(config, "init", "")
+    if init:
+        model_config = load_config(find_model_folder(init))
+    else:
+        is_byte = config.tokenizer.kind == ByteTokenizer.kind
+        model_config = config.model.build_config(
+            vocabulary_size=ByteTokenizer().vocabulary_size
+            if is_byte
+            else config.tokenizer.vocabulary_size,
+            context_length=DEFAULT_CONTEXT,
+        )
     peak_flops = measure_peak_flops()
     lines = [
         f"{'stage':10} {'parameters':>12} {'tokens':>12} {'minutes':>8} "
@@ -73,7 +82,7 @@ def plan_run(config, stages):
         f"about {minutes:.1f} minutes of training on this machine "
         f"({peak_flops / 1e9:.0f} GFLOP/s measured), and 2 for the rest."
     )
-    if not config.model.context_length and config.data.path:
+    if not init and not config.model.context_length and config.data.path:
         lines.append(
             f"estimated for a context of {DEFAULT_CONTEXT}; your conversations "
             f"may need a longer one, set by model.context_length."

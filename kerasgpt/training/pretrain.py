@@ -3,20 +3,32 @@
 import dataclasses
 import hashlib
 import pathlib
+import random
 
 import keras
 import numpy as np
 
-from kerasgpt.checkpoints.model_folder import load_tokenizer, save_tokenizer
+from kerasgpt.checkpoints.model_folder import (
+    find_model_folder,
+    load_tokenizer,
+    save_tokenizer,
+)
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.data.packing import pack
-from kerasgpt.data.prepare import DataConfig, load_corpus, prepare_documents
-from kerasgpt.data.sources import TFDS_PREFIX
+from kerasgpt.data.prepare import (
+    DataConfig,
+    fit_chats,
+    load_corpus,
+    prepare_documents,
+)
+from kerasgpt.data.sources import TFDS_PREFIX, list_files
 from kerasgpt.files import (
+    MANIFEST,
     atomic_folder,
     file_hash,
     read_manifest,
     write_manifest,
+    write_text,
 )
 from kerasgpt.generation.generate import Generator
 from kerasgpt.models.gpt import GPTCausalLM, ModelConfig
@@ -26,9 +38,11 @@ from kerasgpt.tokenizers.sentence_piece import train_sentence_piece
 from kerasgpt.training import stage
 from kerasgpt.training.stage import TrainConfig
 
-DEFAULT_CONTEXT, LONGEST_CONTEXT = 256, 1024
+# Settings of the data that change nothing about a base model.
+FINE_TUNING_ONLY = ("data.replay_fraction", "data.max_skipped_fraction")
+DEFAULT_CONTEXT, LONGEST_CONTEXT = 256, 2048
 # Enough text for a small vocabulary, and little enough to train it in seconds.
-TOKENIZER_CHARACTERS = 8_000_000
+TOKENIZER_CHARACTERS = 16_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +55,10 @@ class TokenizerConfig(Config):
         choices=("sentence_piece", "byte"),
     )
     vocabulary_size: int = setting(
-        2048, "pieces, control tokens and bytes included", unit="tokens"
+        2048,
+        "pieces, control tokens and bytes included",
+        unit="tokens",
+        minimum=300,
     )
 
 
@@ -51,7 +68,7 @@ class PretrainConfig(Config):
 
     run_dir: str = setting("experiments/runs/base", "folder of the run")
     overwrite: bool = setting(False, "delete another run's run_dir first")
-    seed: int = setting(0, "of weights and of the order of the data")
+    seed: int = setting(0, "of weights and of the order of the data", minimum=0)
     data: DataConfig = setting(DataConfig(), "what is learned from")
     tokenizer: TokenizerConfig = setting(TokenizerConfig(), "text to tokens")
     model: ModelConfig = setting(ModelConfig(), "the network")
@@ -74,15 +91,12 @@ def run(config, corpus=None, *, tell=print):
     """
     # First what the user may have mistyped: a claimed folder is bound to it.
     if corpus is None:
-        corpus = load_corpus(config.data)
-        if config.data.documents_path and not config.data.path:
-            # A base model of your texts learns no pieces of the shop's chats.
-            corpus = dataclasses.replace(corpus, chats=[], world=None)
+        corpus = load_corpus(config.data, with_chats=False)
     folder = stage.claim_folder(
         config.run_dir,
         config,
         overwrite=config.overwrite,
-        ignored=("run_dir", "overwrite"),
+        ignored=("run_dir", "overwrite", *FINE_TUNING_ONLY),
     )
     claim_data(folder, config.data)
     keras.utils.set_random_seed(config.seed)
@@ -91,6 +105,13 @@ def run(config, corpus=None, *, tell=print):
     model_config = config.model.build_config(
         vocabulary_size=tokenizer.vocabulary_size,
         context_length=context_length,
+    )
+    # Now, not after an hour of pretraining.
+    fit_chats(
+        corpus,
+        tokenizer,
+        model_config.context_length,
+        max_skipped_fraction=config.data.max_skipped_fraction,
     )
     shards, _ = prepare_documents(
         corpus.documents,
@@ -116,8 +137,12 @@ def run(config, corpus=None, *, tell=print):
         f"rows of {model_config.context_length} "
         f"({rows['train'].used_fraction:.1%} used)."
     )
-    prompts = [_first_words(text) for text in corpus.documents[:2]]
     generator = Generator(model, tokenizer)
+    prompts = [
+        words
+        for words in map(_first_words, corpus.documents[:2])
+        if len(tokenizer.encode(words)) + 2 < model_config.context_length
+    ]
 
     def sample(_):
         texts = generator.complete(prompts, max_new_tokens=32)
@@ -150,10 +175,12 @@ def build_tokenizer(folder, corpus, config):
         texts = corpus.documents + [
             message["content"] for chat in corpus.chats for message in chat
         ]
-        size = sum(map(len, texts))
-        stride = max(1, size // TOKENIZER_CHARACTERS)
+        share = TOKENIZER_CHARACTERS / max(1, sum(map(len, texts)))
+        if share < 1:
+            # Not every n-th: roles and languages may alternate.
+            texts = random.Random(0).sample(texts, int(share * len(texts)))
         tokenizer = train_sentence_piece(
-            texts[::stride], vocabulary_size=config.vocabulary_size
+            texts, vocabulary_size=config.vocabulary_size
         )
     with atomic_folder(folder) as temporary:
         save_tokenizer(temporary, tokenizer)
@@ -165,12 +192,12 @@ def choose_context(corpus, tokenizer):
     """Returns a context length that the conversations fit into.
 
     256 tokens, or the next power of two that holds 98 in 100 conversations, at
-    most 1,024: attention costs grow with its square.
+    most 2,048: attention costs grow with its square.
     """
     if corpus.world is not None or not corpus.chats:
         return DEFAULT_CONTEXT
     template = ChatTemplate(tokenizer)
-    chats = corpus.chats[:: max(1, len(corpus.chats) // 500)]
+    chats = random.Random(0).sample(corpus.chats, min(500, len(corpus.chats)))
     lengths = [len(template.render(chat)[0]) for chat in chats]
     needed = int(np.quantile(lengths, 0.98))
     context = DEFAULT_CONTEXT
@@ -179,20 +206,27 @@ def choose_context(corpus, tokenizer):
     return context
 
 
-def claim_data(folder, config):
+def claim_data(folder, config, *, init=""):
     """Refuses to go on with a run whose input files have changed since.
+
+    Args:
+        folder: pathlib.Path of the run.
+        config: DataConfig.
+        init: str, folder of the model the run starts from, if any.
 
     Raises:
         InputError: naming the folder and the cure.
     """
     text = source_hashes(config)
+    if init:
+        text += f"\ninit {file_hash(find_model_folder(init) / MANIFEST)}"
     path = folder / "sources.txt"
     if path.is_file() and path.read_text() != text:
         raise InputError(
             f"{folder}: the data changed since this run began; choose another "
             f"run_dir, or set overwrite=true."
         )
-    path.write_text(text)
+    write_text(path, text)
 
 
 def source_hashes(config):
@@ -212,9 +246,10 @@ def source_hashes(config):
 def _source_hash(path):
     if not path.exists():
         raise InputError(f"{path}: no such file.")
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    hashes = [file_hash(file) for file in files if file.is_file()]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    text = "\n".join(
+        f"{file.name} {file_hash(file)}" for file in list_files(path)
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first_words(text):

@@ -6,13 +6,16 @@ import pathlib
 import random
 
 import keras
-import numpy as np
 
 from kerasgpt.checkpoints.model_folder import load_model
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.data.packing import pack
-from kerasgpt.data.prepare import DataConfig, held_out_chats, prepare_chats
-from kerasgpt.data.sources import Skipped, check_skipped
+from kerasgpt.data.prepare import (
+    Corpus,
+    DataConfig,
+    fit_chats,
+    prepare_chats,
+)
 from kerasgpt.generation.generate import Generator
 from kerasgpt.models.gpt import GPTCausalLM, ModelConfig
 from kerasgpt.training import pretrain, stage
@@ -27,31 +30,26 @@ class EvaluationConfig(Config):
         50,
         "held-out questions of each task and language; of your own data, "
         "held-out conversations",
+        minimum=1,
     )
-    max_new_tokens: int = setting(64, "of a reply", unit="tokens")
-
-    def __post_init__(self):
-        for name in ("questions_per_task", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"evaluation.{name}={getattr(self, name)}: must be at "
-                    f"least 1."
-                )
+    max_new_tokens: int = setting(64, "of a reply", unit="tokens", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig(Config):
     """A chat model: conversations in, a model that answers out."""
 
-    run_dir: str = setting("experiments/runs/shop_sft", "folder of the run")
+    run_dir: str = setting("experiments/runs/shop_chat", "folder of the run")
     export_dir: str = setting(
-        "saved_models/shop_chat", "where the SavedModel goes, as <version>/"
+        "",
+        "where the SavedModel goes, as <version>/; empty = saved_models/ and "
+        "the name of run_dir",
     )
     init: str = setting(
         "", "folder of a trained model to start from; empty = pretrain one"
     )
     overwrite: bool = setting(False, "delete another run's run_dir first")
-    seed: int = setting(0, "of weights and of the order of the data")
+    seed: int = setting(0, "of weights and of the order of the data", minimum=0)
     shuffle_answers: bool = setting(
         False,
         "a control: every chat gets the answers of another, so that nothing "
@@ -71,6 +69,26 @@ class SFTConfig(Config):
     )
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "the report")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.init:
+            return
+        # The dataclass' own defaults, so that no number stands here twice.
+        for field in dataclasses.fields(self):
+            if field.name in ("model", "tokenizer", "pretrain") and (
+                getattr(self, field.name) != field.default
+            ):
+                raise InputError(
+                    f"init={self.init}: brings its own model and tokenizer; "
+                    f"leave out {field.name}.*"
+                )
+
+    @property
+    def export_folder(self):
+        """pathlib.Path of the exported versions."""
+        name = pathlib.Path(self.run_dir).name
+        return pathlib.Path(self.export_dir or f"saved_models/{name}")
+
     @property
     def base(self):
         """PretrainConfig of the base model, in a folder of its own.
@@ -79,25 +97,42 @@ class SFTConfig(Config):
         so that runs which differ in their fine-tuning only share one base
         model, and changed files make a new one.
         """
-        defaults = DataConfig()
         config = pretrain.PretrainConfig(
             run_dir="",
             seed=self.seed,
-            data=dataclasses.replace(
-                self.data,
-                replay_fraction=defaults.replay_fraction,
-                max_skipped_fraction=defaults.max_skipped_fraction,
-            ),
+            data=self.data,
             tokenizer=self.tokenizer,
             model=self.model,
             train=self.pretrain,
         )
+        defaults = pretrain.PretrainConfig().to_dict()
+        shared = config.override(
+            f"{key}={defaults['data'][key.removeprefix('data.')]}"
+            for key in pretrain.FINE_TUNING_ONLY
+        )
         parent = pathlib.Path(self.run_dir).parent
-        name = f"base_{config.fingerprint()}"
+        name = f"base_{shared.fingerprint()}"
         sources = pretrain.source_hashes(self.data)
         if sources:
             name += f"_{hashlib.sha256(sources.encode()).hexdigest()[:12]}"
         return dataclasses.replace(config, run_dir=str(parent / name))
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTResult:
+    """What fine-tuning leaves behind.
+
+    Attributes:
+        base: StageResult of the model it started from.
+        chat: StageResult of the chat model.
+        corpus: Corpus, with the conversations that were used.
+        used_fraction: float. Share of packed positions that hold a token.
+    """
+
+    base: StageResult
+    chat: StageResult
+    corpus: Corpus
+    used_fraction: float
 
 
 def run(config, corpus, *, tell=print):
@@ -109,7 +144,7 @@ def run(config, corpus, *, tell=print):
         tell: function of one str, prints a line.
 
     Returns:
-        (base, chat), two StageResult.
+        SFTResult.
 
     Raises:
         InputError: for data or settings that cannot be used.
@@ -124,81 +159,63 @@ def run(config, corpus, *, tell=print):
         overwrite=config.overwrite,
         ignored=("run_dir", "overwrite", "export_dir", "evaluation"),
     )
-    pretrain.claim_data(folder, config.data)
+    pretrain.claim_data(folder, config.data, init=config.init)
     if not config.init:
         base = pretrain.run(config.base, corpus, tell=tell)
     tokenizer = base.tokenizer
-    chats = corpus.chats
+    context_length = base.model.config.context_length
+    corpus = fit_chats(
+        corpus,
+        tokenizer,
+        context_length,
+        max_skipped_fraction=config.data.max_skipped_fraction,
+    )
+    trained = corpus
     if config.shuffle_answers:
-        chats = shuffled_answers(chats, config.seed)
+        chats = shuffled_answers(corpus.chats, config.seed)
+        trained = dataclasses.replace(corpus, chats=chats)
     shards, manifest = prepare_chats(
-        chats,
+        trained,
         tokenizer,
         folder / "data",
-        validation_fraction=config.data.validation_fraction,
-        replay=corpus.replay,
         replay_fraction=config.data.replay_fraction,
-        replay_length=base.model.config.context_length,
-        skipped=corpus.skipped,
+        replay_length=context_length,
+        seed=config.seed,
     )
-    context_length = base.model.config.context_length
-    rows, too_long = {}, []
-    for name, shard in shards.items():
-        fits = np.diff(shard.offsets) <= context_length + 1
-        too_long += [
-            Skipped(
-                f"{name} text {index + 1}",
-                f"{length} tokens are longer than the context of "
-                f"{context_length}",
-            )
-            for index, length in enumerate(np.diff(shard.offsets))
-            if not fits[index]
-        ]
-        rows[name] = pack(
+    rows = {
+        name: pack(
             shard.token_ids,
             shard.loss_mask,
             shard.offsets,
             row_length=context_length,
-            is_kept=fits,
         )
-    check_skipped(
-        config.data.path or "the shop",
-        too_long,
-        len(chats),
-        config.data.max_skipped_fraction,
-    )
-    if not all(len(part) for part in rows.values()):
-        raise InputError(
-            f"no conversation fits model.context_length={context_length}."
-        )
+        for name, shard in shards.items()
+    }
     keras.utils.set_random_seed(config.seed)
     model = GPTCausalLM(base.model.config, name="gpt")
     model.build()
     model.set_weights(base.model.get_weights())
     tell(
-        f"chat: {shards['train'].num_documents:,} conversations, "
+        f"chat: {len(corpus.chats):,} conversations and replayed documents, "
         f"{shards['train'].num_tokens:,} tokens, "
         f"{manifest['splits']['train']['trained_tokens']:,} of them trained, "
         f"in {len(rows['train']):,} rows "
         f"({rows['train'].used_fraction:.1%} used); "
-        f"{len(corpus.skipped) + len(too_long)} rows skipped."
+        f"{len(corpus.skipped)} rows skipped."
     )
-    prompts = [
-        chat[: _first_reply(chat)]
-        for chat in held_out_chats(chats, config.data.validation_fraction)[:2]
-    ]
     generator = Generator(model, tokenizer)
+    prompts = [chat[: _first_reply(chat)] for chat in corpus.held_out_chats[:2]]
+    prompts = [
+        chat
+        for chat in prompts
+        if chat and len(generator.template.prompt(chat)) < context_length
+    ]
 
     def sample(_):
-        fitting = [
-            chat
-            for chat in prompts
-            if len(generator.template.prompt(chat)) < context_length
-        ]
-        replies = generator.reply(fitting, max_new_tokens=32) if fitting else []
+        replies = generator.reply(prompts, max_new_tokens=32)
         return "\n".join(
-            f"{chat[-1]['content'] if chat else ''} → {reply}"
-            for chat, reply in zip(fitting, replies, strict=True)
+            f"{chat[-1]['content']} → {reply}"
+            for chat, reply in zip(prompts, replies, strict=True)
         )
 
     chat = stage.train(
@@ -212,15 +229,7 @@ def run(config, corpus, *, tell=print):
         sample=sample,
         tell=tell,
     )
-    skipped = [*corpus.skipped, *too_long]
-    return base, dataclasses.replace(
-        chat,
-        metrics={
-            **chat.metrics,
-            "used_fraction": rows["train"].used_fraction,
-            "skipped": [dataclasses.asdict(row) for row in skipped],
-        },
-    )
+    return SFTResult(base, chat, corpus, rows["train"].used_fraction)
 
 
 def shuffled_answers(chats, seed):

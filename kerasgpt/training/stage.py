@@ -30,6 +30,8 @@ from kerasgpt.training.step import TrainStep
 # Of AdamW at a width of 128, found on the embedded world
 # (experiments/LOG.md); wider models take smaller steps.
 REFERENCE_LEARNING_RATE, REFERENCE_WIDTH = 3e-3, 128
+# Marks config.json as ours: no other folder is ever emptied.
+SOFTWARE = "kerasgpt"
 # All that is in a run's folder before its training begins.
 UNTRAINED_NAMES = {"config.json", "sources.txt", "tokenizer", "data"}
 
@@ -46,11 +48,12 @@ class Interrupted(Exception):
 class TrainConfig(Config):
     """How one stage is trained."""
 
-    steps: int = setting(1000, "optimizer updates", unit="steps")
+    steps: int = setting(1000, "optimizer updates", unit="steps", minimum=1)
     batch_tokens: int = setting(
         2048,
         "positions of one update; a multiple of the context",
         unit="tokens",
+        minimum=1,
     )
     optimizer: str = setting(
         "muon",
@@ -58,51 +61,55 @@ class TrainConfig(Config):
         choices=("muon", "adamw"),
     )
     learning_rate: float | None = setting(
-        None, "peak rate of adamw; none = from the width"
+        None, "peak rate of adamw; none = from the width", minimum=1e-9
     )
     learning_rate_factor: float = setting(
-        1.0, "times the rate from the width, if learning_rate is none"
+        1.0,
+        "times the rate from the width, if learning_rate is none",
+        minimum=1e-6,
     )
     muon_learning_rate_ratio: float = setting(
-        5.0, "rate of muon over that of adamw"
+        5.0, "rate of muon over that of adamw", minimum=1e-3
     )
-    weight_decay: float = setting(0.01, "decoupled; of matrices only")
+    weight_decay: float = setting(
+        0.01, "decoupled; of matrices only", minimum=0.0
+    )
     schedule: str = setting(
         "wsd", "of the rate over the steps", choices=("wsd", "cosine")
     )
-    warmup_fraction: float = setting(0.05, "share of the steps that rise")
-    decay_fraction: float = setting(0.6, "share of the steps that fall (wsd)")
-    final_fraction: float = setting(0.02, "of the peak rate, at the end")
-    clip_norm: float = setting(1.0, "largest global norm of the gradients")
+    warmup_fraction: float = setting(
+        0.05, "share of the steps that rise", minimum=0.0, maximum=1.0
+    )
+    decay_fraction: float = setting(
+        0.6, "share of the steps that fall (wsd)", minimum=0.0, maximum=1.0
+    )
+    final_fraction: float = setting(
+        0.02, "of the peak rate, at the end", minimum=0.0, maximum=1.0
+    )
+    clip_norm: float = setting(
+        1.0, "largest global norm of the gradients", minimum=1e-6
+    )
     evaluate_steps: int = setting(
-        200, "steps between validations, each of which saves", unit="steps"
+        200,
+        "steps between validations, each of which saves",
+        unit="steps",
+        minimum=1,
     )
-    evaluate_rows: int = setting(256, "most packed rows of a validation")
+    evaluate_rows: int = setting(
+        256, "most packed rows of a validation", minimum=1
+    )
     patience: int = setting(
-        5, "validations without a better loss before training stops"
+        5,
+        "validations without a better loss before training stops",
+        minimum=1,
     )
-    keep_last: int = setting(2, "checkpoints kept besides the best model")
-    log_steps: int = setting(20, "steps between progress lines", unit="steps")
+    keep_last: int = setting(
+        2, "checkpoints kept besides the best model", minimum=1
+    )
+    log_steps: int = setting(
+        20, "steps between progress lines", unit="steps", minimum=1
+    )
     jit_compile: bool = setting(True, "compile the step with XLA")
-
-    def __post_init__(self):
-        for name in (
-            "steps",
-            "batch_tokens",
-            "evaluate_steps",
-            "evaluate_rows",
-            "patience",
-            "keep_last",
-            "log_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"{name}={getattr(self, name)}: must be at least 1."
-                )
-        if self.learning_rate is not None and self.learning_rate <= 0:
-            raise InputError(
-                f"learning_rate={self.learning_rate}: must be above 0."
-            )
 
     def peak_learning_rate(self, model_dim):
         """Returns the set rate, or the one a model of this width takes."""
@@ -123,7 +130,8 @@ class StageResult:
         tokenizer: Tokenizer.
         folder: pathlib.Path, with `model/` in it.
         metrics: dict of the best validation: step, loss, accuracy,
-            perplexity, bits_per_byte.
+            perplexity, bits_per_byte; and "before", the same of the model
+            that training began with.
     """
 
     model: keras.Model
@@ -138,8 +146,8 @@ def claim_folder(folder, config, *, overwrite, ignored=()):
     Args:
         folder: str or Path.
         config: Config of the run.
-        overwrite: bool. Delete what another configuration left there.
-        ignored: tuple of str. Top-level settings that may differ.
+        overwrite: bool. Start anew: delete the run that is there.
+        ignored: tuple of str. Settings or sections that may differ.
 
     Returns:
         pathlib.Path.
@@ -149,16 +157,17 @@ def claim_folder(folder, config, *, overwrite, ignored=()):
             that differs, or cannot be written.
     """
     folder = pathlib.Path(folder)
-    wanted = {
+    wanted = {"software": SOFTWARE, **config.to_dict()}
+    compared = {
         name: value
-        for name, value in config.to_dict().items()
-        if name not in ignored
+        for name, value in _flat(wanted).items()
+        if not any(f"{name}.".startswith(f"{part}.") for part in ignored)
     }
     path = folder / "config.json"
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else {}
     found = read_json(path) if path.is_file() else {}
     found = _flat(found) if isinstance(found, dict) else {}
-    if names and not found.keys() & _flat(wanted).keys():
+    if names and found.get("software") != SOFTWARE:
         raise InputError(
             f"{folder}: is not empty and no run of kerasgpt; choose another "
             f"run_dir."
@@ -171,7 +180,7 @@ def claim_folder(folder, config, *, overwrite, ignored=()):
     if not names:
         write_json(path, wanted)
         return folder
-    for name, value in _flat(wanted).items():
+    for name, value in compared.items():
         if found.get(name) != value:
             raise InputError(
                 f"{folder}: holds a run with {name}={found.get(name)}, not "
@@ -241,7 +250,13 @@ def train(
     step_model, validation = _compile(
         model, tokenizer, rows, config, batch_size
     )
-    progress = {"best_loss": math.inf, "best_step": 0, "metrics": {}, "bad": 0}
+    progress = {
+        "best_loss": math.inf,
+        "best_step": 0,
+        "metrics": {},
+        "before": {},
+        "bad": 0,
+    }
     restored = load_run_state(
         folder / "checkpoints", model=model, optimizer=step_model.optimizer
     )
@@ -276,6 +291,21 @@ def train(
             f"same command (without overwrite=true) goes on from here.",
         )
 
+    def validate():
+        metrics = step_model.evaluate(validation, verbose=0, return_dict=True)
+        metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
+        log.record(step, "validation", metrics)
+        tell(
+            f"{name} {step}/{config.steps}  validation: "
+            f"loss {metrics['loss']:.4f}  acc {metrics['accuracy']:.3f}  "
+            f"ppl {metrics['perplexity']:.2f}  "
+            f"bits/byte {metrics['bits_per_byte']:.3f}"
+        )
+        return metrics
+
+    if not progress["before"]:
+        progress["before"] = validate()
+
     with _stop_requests() as request:
         while step < config.steps and progress["bad"] < config.patience:
             end = min(
@@ -306,20 +336,11 @@ def train(
             if request.signal_number and step < end:
                 save()
                 raise stopped()
-            metrics = step_model.evaluate(
-                validation, verbose=0, return_dict=True
-            )
-            metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
-            log.record(step, "validation", metrics)
+            metrics = validate()
             log.record_sample(step, sample(model))
-            tell(
-                f"{name} {step}/{config.steps}  validation: "
-                f"loss {metrics['loss']:.4f}  acc {metrics['accuracy']:.3f}  "
-                f"ppl {metrics['perplexity']:.2f}  "
-                f"bits/byte {metrics['bits_per_byte']:.3f}"
-            )
             if metrics["loss"] < progress["best_loss"]:
                 progress = {
+                    **progress,
                     "best_loss": metrics["loss"],
                     "best_step": step,
                     "metrics": metrics,
@@ -341,7 +362,11 @@ def train(
             f"{name}: stopped early; the best validation was at step "
             f"{progress['best_step']}."
         )
-    metrics = {"step": progress["best_step"], **progress["metrics"]}
+    metrics = {
+        "step": progress["best_step"],
+        **progress["metrics"],
+        "before": progress["before"],
+    }
     best, tokenizer = load_model(folder)
     write_json(result_path, metrics)
     return StageResult(best, tokenizer, folder, metrics)

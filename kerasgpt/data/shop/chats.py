@@ -8,6 +8,7 @@ either seen in training or new; new ones appear in held-out questions only.
 import dataclasses
 import random
 
+from kerasgpt.config import InputError
 from kerasgpt.data.questions import Question
 from kerasgpt.data.shop import phrases, wordings
 from kerasgpt.data.shop.documents import FACT_SENTENCES, fact_values
@@ -39,8 +40,9 @@ class _Draw:
             key = make_key(self.rng)
             if self.world.is_held_out(*key) == self.held_out:
                 return key
-        raise ValueError(
-            "no question is left on one side of the split; use more products."
+        raise InputError(
+            "data.num_products: too few; no question is left on one side of "
+            "the split into training and held-out ones."
         )
 
     def pick(self, table):
@@ -61,18 +63,18 @@ def _fact(draw):
 
 def _follow_up(draw):
     """The product is named in the first turn only; "it" stands for it then."""
-    product, attribute = _product_and_attribute(draw)
-    rng, world = draw.rng, draw.world
-    # The first turn is shown with its answer: in a training chat it must not
-    # ask what is held out either.
-    firsts = [
-        other
-        for other in ATTRIBUTES
-        if other != attribute and not world.is_held_out(product.name, other)
-    ]
-    if not firsts:
-        return _follow_up(draw)
-    first = rng.choice(firsts)
+    firsts = []
+    while not firsts:
+        product, attribute = _product_and_attribute(draw)
+        # The first turn is shown with its answer: in a training chat it must
+        # not ask what is held out either.
+        firsts = [
+            other
+            for other in ATTRIBUTES
+            if other != attribute
+            and not draw.world.is_held_out(product.name, other)
+        ]
+    first = draw.rng.choice(firsts)
     seen = dataclasses.replace(draw, wording="seen")
     history = (
         _message("user", _fact_question(seen, product.name, first)),
@@ -257,7 +259,7 @@ TASKS = {
 TRAINING_WEIGHTS = {task: 1 for task in TASKS} | {
     "fact": 2,
     "follow_up": 2,
-    "arithmetic": 2,
+    "arithmetic": 3,
     "roles": 3,
 }
 
@@ -303,26 +305,37 @@ def generate_chats(world, *, count, seed=0):
 
 
 def generate_questions(world, *, count_per_task, seed=0):
-    """Returns held-out questions of every task and language.
+    """Returns held-out questions of every task and language, no two equal.
 
     Half of them are worded as in training, half in a new wording (all of
-    those about policies).
+    those about policies, of which there are only so many).
 
     Args:
         world: World.
-        count_per_task: int, for each task and language.
+        count_per_task: int, for each task and language. At most so many.
         seed: int.
 
     Returns:
         list of Question.
+
+    Raises:
+        InputError: if the world is too small to hold anything out.
     """
     rng = random.Random(f"questions {world.seed} {seed}")
-    return [
-        ask(_Draw(rng, world, task, language, True, ("seen", "new")[index % 2]))
-        for task, ask in TASKS.items()
-        for language in LANGUAGES
-        for index in range(count_per_task)
-    ]
+    questions = {}
+    for task, ask in TASKS.items():
+        for language in LANGUAGES:
+            drawn = {}
+            # Each may be drawn again a few times; then there are no more.
+            for index in range(20 * count_per_task):
+                if len(drawn) == count_per_task:
+                    break
+                wording = ("seen", "new")[index % 2]
+                question = ask(_Draw(rng, world, task, language, True, wording))
+                texts = [message["content"] for message in question.messages]
+                drawn.setdefault(tuple(texts), question)
+            questions[task, language] = list(drawn.values())
+    return [question for group in questions.values() for question in group]
 
 
 def _question(draw, text, answer, key, *, history=()):
