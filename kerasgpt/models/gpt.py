@@ -154,17 +154,24 @@ class ModelConfig(Config):
     Every `None` is derived from the depth or from the data.
     """
 
-    depth: int = setting(4, "decoder blocks; sets width, heads and more")
+    depth: int = setting(
+        4, "decoder blocks; sets width, heads and more", minimum=1
+    )
     context_length: int | None = setting(
         None,
         "longest input; none = 256, or what your conversations need",
         unit="tokens",
+        minimum=8,
     )
-    model_dim: int | None = setting(None, "width; none = from depth")
-    num_heads: int | None = setting(None, "query heads; none = from width")
-    num_kv_heads: int | None = setting(None, "none = num_heads")
-    head_dim: int | None = setting(None, "none = 32, 64 from a width of 256")
-    inner_dim: int | None = setting(None, "none = 4 widths")
+    model_dim: int | None = setting(None, "width; none = from depth", minimum=1)
+    num_heads: int | None = setting(
+        None, "query heads; none = from width", minimum=1
+    )
+    num_kv_heads: int | None = setting(None, "none = num_heads", minimum=1)
+    head_dim: int | None = setting(
+        None, "none = 32, 64 from a width of 256", minimum=1
+    )
+    inner_dim: int | None = setting(None, "none = 4 widths", minimum=1)
     activation: str = setting(
         "relu2", "of the feed-forward network", choices=ACTIVATION_NAMES
     )
@@ -172,11 +179,15 @@ class ModelConfig(Config):
     position: str = setting(
         "rotary", "how order enters", choices=("rotary", "learned")
     )
-    rotary_base: float = setting(10000.0, "wavelength base of rotary positions")
+    rotary_base: float = setting(
+        10000.0, "wavelength base of rotary positions", minimum=1.0
+    )
     qk_norm: bool = setting(True, "RMS-normalise queries and keys")
     use_bias: bool = setting(False, "biases in all projections")
     tie_embeddings: bool = setting(True, "one table reads and writes tokens")
-    dropout_rate: float = setting(0.0, "of embeddings and residual branches")
+    dropout_rate: float = setting(
+        0.0, "of embeddings and residual branches", minimum=0.0, maximum=0.9
+    )
 
     def build_config(self, *, vocabulary_size, context_length):
         """Returns the GPTConfig for a vocabulary and a context.
