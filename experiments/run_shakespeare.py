@@ -38,8 +38,7 @@ class ShakespeareConfig(Config):
     num_seeds: int = setting(3, "runs, for mean and spread")
     data: TextConfig = setting(TextConfig(), "what is learned from")
     tokenizer: pretrain.TokenizerConfig = setting(
-        pretrain.TokenizerConfig(kind="byte", vocabulary_size=265),
-        "text to tokens",
+        pretrain.TokenizerConfig(kind="byte"), "text to tokens"
     )
     model: ModelConfig = setting(
         ModelConfig(depth=4, model_dim=128, num_heads=4, context_length=64),

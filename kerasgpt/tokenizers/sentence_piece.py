@@ -151,12 +151,12 @@ def train_sentence_piece(texts, *, vocabulary_size):
     try:
         with quiet_libraries():
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(_lines(texts)),
+                sentence_iterator=_lines(texts, vocabulary_size - smallest),
                 model_writer=writer,
                 model_type="bpe",
                 vocab_size=vocabulary_size,
                 hard_vocab_limit=False,
-                character_coverage=_coverage(texts, vocabulary_size - smallest),
+                character_coverage=1.0,
                 byte_fallback=True,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
@@ -185,22 +185,23 @@ def train_sentence_piece(texts, *, vocabulary_size):
     return SentencePieceTokenizer(writer.getvalue())
 
 
-def _coverage(texts, num_pieces):
-    """Returns the share of text whose characters get pieces of their own.
+def _lines(texts, num_pieces):
+    """Yields the trainer's sentences: the stretches of common characters.
 
     The commonest characters take at most half of the pieces; the rest are
-    spelled in bytes. Chinese text would otherwise leave none for words.
+    spelled in bytes. Chinese text would otherwise leave none for words. They
+    are cut out here, as the trainer's own `character_coverage` must be at
+    least 0.98. So are line breaks, whose piece is given.
     """
     counts = collections.Counter()
     for text in texts:
         counts.update(text)
-    kept = counts.most_common(max(1, num_pieces // 2))
-    if len(kept) == len(counts):
-        return 1.0
-    return sum(count for _, count in kept) / sum(counts.values())
-
-
-def _lines(texts):
-    # A trainer's sentence holds no line break; the piece for it is given.
+    ranked = [character for character, _ in counts.most_common()]
+    num_common = max(1, num_pieces // 2)
+    gaps = {ord(rare): "\n" for rare in ranked[num_common:]}
+    if " " not in ranked[:num_common]:
+        # Without a piece a space would come back as SentencePiece's mark.
+        yield " "
     for text in texts:
-        yield from (line for line in text.split("\n") if line)
+        parts = (text.translate(gaps) if gaps else text).split("\n")
+        yield from (part for part in parts if part)

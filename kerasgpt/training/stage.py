@@ -272,7 +272,8 @@ def train(
         log_steps=config.log_steps,
         tell=tell,
     )
-    log.forget_after(step)
+    # A new run tells its first validation, of step 0, again too.
+    log.forget_after(step if restored else -1)
 
     def save():
         save_run_state(

@@ -12,6 +12,8 @@ from kerasgpt.data.shop.world import COLOURS, LANGUAGES
 
 # Of all documents, those that are the page of one product.
 PRODUCT_SHARE = 0.75
+# The first wording of each is also the chat model's answer: it names the
+# attribute, so that an answer is of the right kind from its first words on.
 # {n} name, {k} kind, {c} category, {p} price, {o} colour, {s} stock,
 # {w} warranty in years with its noun.
 FACT_SENTENCES = {
@@ -37,8 +39,8 @@ FACT_SENTENCES = {
             "Price of {n}: {p} yuan.",
         ),
         "colour": (
-            "The {n} is {o}.",
             "The colour of the {n} is {o}.",
+            "The {n} is {o}.",
             "The {n} comes in {o}.",
             "{n} has a {o} finish.",
             "Colour of {n}: {o}.",
@@ -60,8 +62,8 @@ FACT_SENTENCES = {
     },
     "zh": {
         "kind": (
-            "商品 {n} 是{k}。",
-            "{n} 是一款{k}。",
+            "商品 {n} 是一款{k}。",
+            "{n} 是{k}。",
             "我们的{k} {n} 很受欢迎。",
             "作为{k}，{n} 很好用。",
         ),
@@ -80,8 +82,8 @@ FACT_SENTENCES = {
             "{n} 的价格：{p} 元。",
         ),
         "colour": (
-            "商品 {n} 是{o}的。",
-            "{n} 的颜色是{o}。",
+            "商品 {n} 的颜色是{o}。",
+            "{n} 是{o}的。",
             "{n} 的外观为{o}。",
             "{n} 只有{o}款。",
             "{n} 的颜色：{o}。",
