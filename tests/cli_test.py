@@ -30,12 +30,19 @@ ROW = json.dumps(
     }
 )
 # So little of the shop that it is made at once.
-SMALL = ("data.num_products=10", "data.num_documents=10", "data.num_chats=10")
+SMALL = ("data.num_products=20", "data.num_documents=10", "data.num_chats=10")
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def elsewhere(tmp_path_factory):
+    """A folder to run in: the default paths are relative to it."""
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, elsewhere):
     """Returns a function that runs a script here: (status, stdout, stderr)."""
+    monkeypatch.chdir(elsewhere)
 
     def call(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
@@ -88,7 +95,17 @@ def tree(folder):
         ("--dryrun", ("key=value",)),
         ("train.steps=0", ("steps=0: must be at least 1",)),
         ("evaluation.max_new_tokens=0", ("must be at least 1",)),
-        ("data.validation_fraction=2", ("must be from 0 to 1",)),
+        (
+            "data.validation_fraction=2",
+            ("data.validation_fraction=2.0: must be at most 0.9.",),
+        ),
+        ("data.num_products=19", ("must be at least 20",)),
+        ("train.clip_norm=inf", ("train.clip_norm=inf: must be finite",)),
+        ("seed=-1", ("seed=-1: must be at least 0",)),
+        (
+            "tokenizer.vocabulary_size=299",
+            ("tokenizer.vocabulary_size=299: must be at least 300",),
+        ),
     ],
 )
 def test_a_setting_that_does_not_exist_or_fit_is_refused(call, argument, words):
@@ -152,12 +169,18 @@ def as_nobody():
         os.seteuid(0)
 
 
-def test_a_directory_without_permission_is_refused(call, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "setting"),
+    [("run_pretrain.py", "run_dir"), ("run_sft.py", "export_dir")],
+)
+def test_a_directory_without_permission_is_refused(
+    call, tmp_path, script, setting
+):
     folder = tmp_path / "closed"
     folder.mkdir(mode=0o700)
     folder.chmod(0o000)
     with as_nobody():
-        result = call("run_sft.py", f"run_dir={folder / 'run'}", *SMALL)
+        result = call(script, f"{setting}={folder / 'run'}", *SMALL)
     folder.chmod(0o700)
     assert_refused(result, str(folder), "Permission denied")
     assert not any(folder.iterdir())
@@ -165,7 +188,7 @@ def test_a_directory_without_permission_is_refused(call, tmp_path):
 
 def test_the_directory_of_another_run_is_refused(call, tmp_path):
     config = sft.SFTConfig().override(SMALL)
-    config = {**config.to_dict(), "seed": 7}
+    config = {"software": "kerasgpt", **config.to_dict(), "seed": 7}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "result.json").write_text("{}")
     before = tree(tmp_path)
@@ -212,18 +235,23 @@ def test_shakespeare_needs_a_text(
 # In a process of its own, as the user runs it.
 
 
-def run_alone(*arguments):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=ROOT,
-        check=False,
-    )
+@pytest.fixture
+def run_alone(elsewhere):
+    def run_alone(*arguments):
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+
+    return run_alone
 
 
-def test_alone_a_mistyped_setting_is_one_line_and_status_2():
+def test_alone_a_mistyped_setting_is_one_line_and_status_2(run_alone):
     result = run_alone(SCRIPTS / "run_sft.py", "trian.steps=3")
     assert_refused(
         (result.returncode, result.stdout, result.stderr),
@@ -231,7 +259,7 @@ def test_alone_a_mistyped_setting_is_one_line_and_status_2():
     )
 
 
-def test_alone_a_malformed_line_is_one_line_and_status_2(tmp_path):
+def test_alone_a_malformed_line_is_one_line_and_status_2(run_alone, tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(f"{ROW}\n{ROW}\n{{oops\n")
     result = run_alone(
@@ -246,7 +274,9 @@ def test_alone_a_malformed_line_is_one_line_and_status_2(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["chats.jsonl"]
 
 
-def test_alone_a_command_without_a_model_is_one_line_and_status_2(tmp_path):
+def test_alone_a_command_without_a_model_is_one_line_and_status_2(
+    run_alone, tmp_path
+):
     result = run_alone("-m", "kerasgpt.cli", "generate", tmp_path, "Hi")
     assert_refused(
         (result.returncode, result.stdout, result.stderr),
@@ -288,7 +318,13 @@ class TestGuard:
 
     def test_an_interrupt_outside_training_is_no_traceback(self, capsys):
         assert self.status(KeyboardInterrupt()) == 130
-        assert "goes on from the last checkpoint" in capsys.readouterr().err
+        assert capsys.readouterr() == ("", "interrupted.\n")
+
+        def function():
+            raise KeyboardInterrupt
+
+        assert cli.guard(function, interrupted="call again.") == 130
+        assert capsys.readouterr() == ("", "call again.\n")
 
     def test_a_fault_of_the_program_is_not_hidden(self):
         with pytest.raises(ZeroDivisionError):
@@ -312,6 +348,17 @@ def test_settings_reach_main_the_last_one_counts(monkeypatch):
         )
     assert stop.value.code == 0
     assert [config.steps for config in received] == [4]
+
+
+def test_an_interrupted_script_says_how_to_go_on(monkeypatch, capsys):
+    def main(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run_script(main, Settings(), stages=lambda config: {}, document="")
+    assert stop.value.code == 130
+    assert "(without overwrite=true) goes on" in capsys.readouterr().err
 
 
 # The command.

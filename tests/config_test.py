@@ -10,7 +10,9 @@ from kerasgpt.config import Config, InputError, setting
 class Optimizer(Config):
     rate: float = setting(0.1, "learning rate")
     kind: str = setting("adamw", "which one", choices=("adamw", "muon"))
-    clip: float | None = setting(None, "largest norm")
+    clip: float | None = setting(None, "largest norm", minimum=0.5)
+    share: float = setting(0.5, "of the steps", minimum=0.0, maximum=1.0)
+    table: str | None = setting("", "a file")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,10 @@ def test_none_is_written_as_a_word():
     assert config.train.optimizer.clip == 1.0
     config = config.override(["train.optimizer.clip=none"])
     assert config.train.optimizer.clip is None
+    config = config.override(["train.optimizer.table=none"])
+    assert config.train.optimizer.table is None
+    # Where none is no value, it is a word.
+    assert config.override(["train.name=none"]).train.name == "none"
 
 
 def test_an_unknown_key_is_answered_with_the_nearest_known_one():
@@ -116,6 +122,34 @@ def test_a_value_that_does_not_fit_is_refused(argument, message):
     assert _error(argument) == f"{argument}: {message}"
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("share=-0.1", "share=-0.1: must be at least 0.0."),
+        ("share=1.01", "share=1.01: must be at most 1.0."),
+        ("clip=0.4", "clip=0.4: must be at least 0.5."),
+        ("share=inf", "share=inf: must be finite."),
+        ("rate=-inf", "rate=-inf: must be finite."),
+        ("clip=inf", "clip=inf: must be finite."),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_section(argument, message):
+    assert _error(f"train.optimizer.{argument}") == f"train.optimizer.{message}"
+    name, _, value = argument.partition("=")
+    with pytest.raises(InputError) as error:
+        Optimizer(**{name: float(value)})
+    assert str(error.value) == message
+    with pytest.raises(InputError) as error:
+        Run.from_dict({"train": {"optimizer": {name: float(value)}}})
+    assert str(error.value) == f"train.optimizer.{message}"
+
+
+def test_the_ends_of_a_range_belong_to_it():
+    for share in (0.0, 1.0):
+        config = Run().override([f"train.optimizer.share={share}"])
+        assert config.train.optimizer.share == share
+
+
 def test_a_section_is_no_value_and_a_value_no_section():
     assert _error("train=5") == (
         "train=5: train is a section; set one of its keys, for example "
@@ -160,6 +194,8 @@ def test_help_has_a_row_for_every_value():
         ("train.optimizer.rate", "float", "", 0.1, "learning rate"),
         ("train.optimizer.kind", "adamw|muon", "", "adamw", "which one"),
         ("train.optimizer.clip", "float or none", "", None, "largest norm"),
+        ("train.optimizer.share", "float", "", 0.5, "of the steps"),
+        ("train.optimizer.table", "str or none", "", "", "a file"),
         ("seed", "int", "", 0, "of everything"),
     ]
 

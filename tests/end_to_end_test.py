@@ -69,9 +69,20 @@ def test_every_task_was_asked_of_both_models(folder):
         assert count == sum(count for _, count in scores["tasks"].values())
         languages = {task.rpartition(".")[2] for task in scores["tasks"]}
         assert languages == {"en", "zh"}
-    for name in ("base", "chat"):
-        assert report["metrics"][name]["loss"] > 0
-        assert report["metrics"][name]["bits_per_byte"] > 0
+    metrics = report["metrics"]
+    assert list(metrics) == [
+        "base on documents",
+        "base on conversations",
+        "chat on conversations",
+    ]
+    for values in metrics.values():
+        assert values["loss"] > 0
+        assert values["bits_per_byte"] > 0
+    # Base and chat are measured on the same rows.
+    assert (
+        metrics["chat on conversations"]["before"]
+        == (metrics["base on conversations"])
+    )
     assert report["config"] == tiny(folder).to_dict()
     # The context is so short that many conversations do not fit.
     assert report["skipped rows"]
@@ -113,9 +124,9 @@ def test_the_export_answers_as_the_model_folder_does(folder):
 def test_the_same_settings_return_at_once(folder):
     config = tiny(folder)
     lines = []
-    base, chat = sft.run(config, load_corpus(config.data), tell=lines.append)
-    assert f"base: already trained, see {base.folder}." in lines
-    assert f"chat: already trained, see {chat.folder}." in lines
+    result = sft.run(config, load_corpus(config.data), tell=lines.append)
+    assert f"base: already trained, see {result.base.folder}." in lines
+    assert f"chat: already trained, see {result.chat.folder}." in lines
     assert not any("validation" in line for line in lines)
 
 

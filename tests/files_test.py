@@ -5,6 +5,7 @@ import pytest
 from kerasgpt.config import InputError
 from kerasgpt.files import (
     atomic_folder,
+    check_writable,
     file_hash,
     read_json,
     read_manifest,
@@ -77,6 +78,15 @@ def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path):
         pass
     with pytest.raises(InputError, match="cannot be written"):
         write_text(tmp_path / "file" / "a.txt", "a")
+
+
+def test_whether_a_folder_can_be_written_is_tried(tmp_path):
+    check_writable(tmp_path / "new" / "folder")
+    check_writable(str(tmp_path / "new" / "folder"))
+    assert _names(tmp_path / "new" / "folder") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "folder")
 
 
 def test_text_and_json_come_back(tmp_path):

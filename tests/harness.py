@@ -225,7 +225,8 @@ def own_step_fit_learns(subject):
     task = subject.create()
     trained = subject.wrap(task)
     trained.compile(keras.optimizers.SGD(0.1))
-    task.build()
+    # The wrapper has built the task.
+    assert task.built
     before = [np.copy(weight) for weight in task.get_weights()]
     batch = _training_batch(subject)
     dataset = tf.data.Dataset.from_tensors(batch)

@@ -80,7 +80,8 @@ def run(config, corpus=None, *, tell=print):
 
     Args:
         config: PretrainConfig.
-        corpus: Corpus, if it is loaded already.
+        corpus: Corpus, if it is loaded already, for fine-tuning later: its
+            conversations must fit the context. `None` = load it.
         tell: function of one str, prints a line.
 
     Returns:
@@ -90,6 +91,7 @@ def run(config, corpus=None, *, tell=print):
         InputError: for data or settings that cannot be used.
     """
     # First what the user may have mistyped: a claimed folder is bound to it.
+    is_for_chats = corpus is not None
     if corpus is None:
         corpus = load_corpus(config.data, with_chats=False)
     folder = stage.claim_folder(
@@ -106,13 +108,14 @@ def run(config, corpus=None, *, tell=print):
         vocabulary_size=tokenizer.vocabulary_size,
         context_length=context_length,
     )
-    # Now, not after an hour of pretraining.
-    fit_chats(
-        corpus,
-        tokenizer,
-        model_config.context_length,
-        max_skipped_fraction=config.data.max_skipped_fraction,
-    )
+    if is_for_chats:
+        # Now, not after an hour of pretraining.
+        fit_chats(
+            corpus,
+            tokenizer,
+            model_config.context_length,
+            max_skipped_fraction=config.data.max_skipped_fraction,
+        )
     shards, _ = prepare_documents(
         corpus.documents,
         tokenizer,

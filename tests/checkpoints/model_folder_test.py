@@ -8,6 +8,8 @@ import safetensors.numpy
 
 from kerasgpt.checkpoints import load_model, save_model
 from kerasgpt.checkpoints.model_folder import (
+    find_model_folder,
+    load_config,
     load_tokenizer,
     load_weights,
     name_variables,
@@ -116,6 +118,17 @@ def test_a_run_folder_stands_for_the_model_in_it(saved, tmp_path):
     (tmp_path / "run" / "config.json").write_text('{"run_dir": "x"}')
     model, _ = load_model(tmp_path / "run")
     assert model.config.vocabulary_size == 320
+
+
+def test_a_model_folder_is_found_and_its_shape_read(saved, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(saved, run / "model")
+    for folder in (run, str(run), run / "model"):
+        assert find_model_folder(folder) == run / "model"
+    assert load_config(run / "model") == load_model(run)[0].config
+    told = refusal(find_model_folder, tmp_path)
+    assert told.startswith(f"{tmp_path}: holds no trained model")
+    assert "config.json: no such file" in refusal(load_config, tmp_path)
 
 
 def test_saving_replaces_the_model_that_was_there(folder):

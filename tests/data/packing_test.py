@@ -159,15 +159,3 @@ def test_the_shop_fills_its_rows():
         row_length=256,
     )
     assert packed.used_fraction >= 0.99
-
-
-def test_documents_can_be_left_out():
-    token_ids, offsets = np.arange(1, 10), [0, 3, 6, 9]
-    packed = pack(
-        token_ids,
-        np.ones(9, int),
-        np.array(offsets),
-        row_length=4,
-        is_kept=np.array([True, False, True]),
-    )
-    assert _rows(packed)["token_ids"].tolist() == [[1, 2, 7, 8]]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -5,9 +6,10 @@ import pytest
 
 from kerasgpt.config import InputError
 from kerasgpt.data.prepare import (
+    Corpus,
     DataConfig,
+    fit_chats,
     held_out,
-    held_out_chats,
     load_corpus,
     prepare_chats,
     prepare_documents,
@@ -24,6 +26,19 @@ def chat(number, question="How much is cup"):
         {"role": "user", "content": f"{question} {number}?"},
         {"role": "assistant", "content": f"{number} euros."},
     ]
+
+
+def corpus_of(chats, *, replay=(), fraction=FRACTION, skipped=(), world=None):
+    """Returns a Corpus of conversations, split by a hash of their texts."""
+    texts = ["\n".join(message["content"] for message in one) for one in chats]
+    return Corpus(
+        documents=list(replay),
+        replay=list(replay),
+        chats=chats,
+        is_validation=held_out(texts, fraction),
+        skipped=list(skipped),
+        world=world,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +140,11 @@ def test_every_token_of_a_document_is_trained_but_the_first(
     assert counts["trained_tokens"] == counts["tokens"] - counts["documents"]
 
 
+def prepare(corpus, tokenizer, folder, **changes):
+    options = {"replay_fraction": 0.25, "replay_length": 1000, "seed": 0}
+    return prepare_chats(corpus, tokenizer, folder, **{**options, **changes})
+
+
 def test_only_what_the_assistant_says_is_trained(tokenizer, tmp_path):
     talk = [
         {"role": "system", "content": "S"},
@@ -134,9 +154,7 @@ def test_only_what_the_assistant_says_is_trained(tokenizer, tmp_path):
         {"role": "assistant", "content": "C"},
     ]
     chats = [talk, *(chat(number) for number in range(50))]
-    shards, _ = prepare_chats(
-        chats, tokenizer, tmp_path / "a", validation_fraction=FRACTION
-    )
+    shards, _ = prepare(corpus_of(chats), tokenizer, tmp_path / "a")
     names = ("document", "system", "user", "assistant", "tool", "end_of_turn")
     document, system, user, assistant, tool, end = (
         tokenizer.control_id(f"<|{name}|>") for name in names
@@ -156,11 +174,11 @@ def test_only_what_the_assistant_says_is_trained(tokenizer, tmp_path):
 
 def test_held_out_chats_are_those_of_the_validation_shard(tokenizer, tmp_path):
     chats = [chat(number) for number in range(100)]
-    shards, _ = prepare_chats(
-        chats, tokenizer, tmp_path / "a", validation_fraction=FRACTION
-    )
-    held = held_out_chats(chats, FRACTION)
+    corpus = corpus_of(chats)
+    shards, _ = prepare(corpus, tokenizer, tmp_path / "a")
+    held = corpus.held_out_chats
     assert 0 < len(held) < len(chats)
+    assert shards["train"].num_documents == len(chats) - len(held)
     # Decoding leaves out the control ids, so contents stand side by side.
     assert texts(shards, tokenizer)["validation"] == [
         "".join(message["content"] for message in one) for one in held
@@ -168,13 +186,11 @@ def test_held_out_chats_are_those_of_the_validation_shard(tokenizer, tmp_path):
 
 
 def test_skipped_rows_are_listed_in_the_manifest(tokenizer, tmp_path):
-    _, manifest = prepare_chats(
+    corpus = corpus_of(
         [chat(number) for number in range(50)],
-        tokenizer,
-        tmp_path / "a",
-        validation_fraction=FRACTION,
         skipped=[Skipped("a.jsonl, line 3", "unknown role 'x'")],
     )
+    _, manifest = prepare(corpus, tokenizer, tmp_path / "a")
     assert manifest["skipped"] == [
         {"location": "a.jsonl, line 3", "reason": "unknown role 'x'"}
     ]
@@ -189,15 +205,21 @@ def test_texts_that_cannot_be_split_are_refused(tokenizer, tmp_path, documents):
     assert not any(tmp_path.iterdir())
 
 
-def prepare_with_replay(tokenizer, folder, fraction, length=None):
-    return prepare_chats(
+def prepare_with_replay(
+    tokenizer, folder, fraction, *, length=1000, seed=0, world="a world"
+):
+    corpus = corpus_of(
         [chat(number) for number in range(100)],
+        replay=[text * 3 for text in TEXTS],
+        world=world,
+    )
+    return prepare(
+        corpus,
         tokenizer,
         folder,
-        validation_fraction=FRACTION,
-        replay=[text * 3 for text in TEXTS],
         replay_fraction=fraction,
         replay_length=length,
+        seed=seed,
     )
 
 
@@ -224,17 +246,134 @@ def test_documents_are_replayed_in_training_only(tokenizer, tmp_path, fraction):
 def test_replayed_documents_are_cut_to_the_length_and_lose_nothing(
     tokenizer, tmp_path
 ):
+    plain, _ = prepare_with_replay(tokenizer, tmp_path / "c", 0.0)
     mixed, _ = prepare_with_replay(tokenizer, tmp_path / "a", 0.3, length=20)
     whole, _ = prepare_with_replay(tokenizer, tmp_path / "b", 0.3)
-    np.testing.assert_array_equal(
-        mixed["train"].token_ids, whole["train"].token_ids
+    num_chats = plain["train"].num_documents
+    pieces, documents = (
+        rows(shards["train"])[num_chats:] for shards in (mixed, whole)
     )
-    np.testing.assert_array_equal(
-        mixed["train"].loss_mask, whole["train"].loss_mask
+    # 20 positions and the target of the last one.
+    assert max(len(ids) for ids, _ in pieces) == 21
+
+    def targets(found):
+        return [
+            (token_id, is_trained)
+            for ids, mask in found
+            for token_id, is_trained in zip(ids[1:], mask[1:], strict=True)
+        ]
+
+    # Every token but a document's first is a target, exactly once.
+    assert targets(pieces) == targets(documents)
+    assert all(is_trained for _, is_trained in targets(pieces))
+
+
+def test_documents_of_the_user_are_replayed_in_an_order_of_the_seed(
+    tokenizer, tmp_path
+):
+    orders = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        shards, _ = prepare_with_replay(
+            tokenizer, tmp_path / name, 0.5, seed=seed, world=None
+        )
+        told = texts(shards, tokenizer)["train"]
+        orders.append([text for text in told if text.startswith("document")])
+    first, again, other = orders
+    assert first == again != other
+    # Any of them, and none twice, though files may be sorted.
+    assert len(set(first)) == len(first) < len(TEXTS)
+    assert first != [text * 3 for text in TEXTS[: len(first)]]
+    assert set(first) <= {text * 3 for text in TEXTS}
+
+
+# Conversations that fit the context.
+
+
+def fit(chats, tokenizer, context, allowed=1.0):
+    return fit_chats(
+        corpus_of(chats), tokenizer, context, max_skipped_fraction=allowed
     )
-    num_chats = 100 - len(held_out_chats([chat(n) for n in range(100)], 0.2))
-    lengths = np.diff(mixed["train"].offsets)[num_chats:]
-    assert lengths.max() == 20
+
+
+def test_a_long_conversation_loses_whole_turns_from_its_end(tokenizer):
+    short = [chat(number) for number in range(40)]
+    long = [*chat(77), *chat(78), *chat(79)]
+    # A document id, and two control ids around each content; the last id of
+    # the context's is predicted only.
+    lengths = [len(message["content"]) + 2 for message in long]
+    for kept in (2, 3, 4, 5, 6):
+        context = sum(lengths[:kept])
+        for change, expected in ((0, kept), (-1, kept - 1)):
+            if expected < 2:
+                continue
+            corpus = fit([*short, long], tokenizer, context + change)
+            assert corpus.chats[:-1] == short
+            assert corpus.chats[-1] == long[:expected]
+            assert corpus.skipped == []
+
+
+def test_a_conversation_whose_first_answer_does_not_fit_is_skipped(tokenizer):
+    short = [chat(number) for number in range(40)]
+    long = chat(77, "x" * 60)
+    before = corpus_of([*short[:20], long, *short[20:]])
+    corpus = fit_chats(before, tokenizer, 64, max_skipped_fraction=0.05)
+    assert corpus.chats == short
+    # The others stay on their side of the split.
+    kept = before.is_validation[:20] + before.is_validation[21:]
+    assert corpus.is_validation == kept
+    (skipped,) = corpus.skipped
+    assert skipped.location == "conversation 21"
+    assert "does not fit the context of 64" in skipped.reason
+    assert "raise model.context_length" in skipped.reason
+    assert before.skipped == []
+
+
+def test_an_empty_answer_is_no_answer(tokenizer):
+    long = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": ""},
+        *chat(77, "x" * 60),
+    ]
+    chats = [chat(number) for number in range(40)]
+    assert len(fit([*chats, long], tokenizer, 64).skipped) == 1
+    assert fit([*chats, long], tokenizer, 128).chats[-1] == long
+
+
+def test_too_many_skipped_conversations_are_an_error(tokenizer):
+    chats = [chat(number) for number in range(38)]
+    chats += [chat(number, "x" * 60) for number in (77, 78)]
+    assert len(fit(chats, tokenizer, 64, 0.05).skipped) == 2
+    with pytest.raises(InputError) as caught:
+        fit(chats, tokenizer, 64, 0.04)
+    told = str(caught.value)
+    assert "conversations: 2 of 40 rows cannot be used" in told
+    assert "data.max_skipped_fraction=0.04" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("left", ["nothing", "train", "validation"])
+def test_a_split_of_which_nothing_fits_is_an_error(tokenizer, left):
+    corpus = corpus_of([chat(number) for number in range(40)])
+    chats = [
+        one
+        if left == ("validation" if is_validation else "train")
+        else [*one[:1], {"role": "assistant", "content": "x" * 99}]
+        for one, is_validation in zip(
+            corpus.chats, corpus.is_validation, strict=True
+        )
+    ]
+    corpus = dataclasses.replace(corpus, chats=chats)
+    with pytest.raises(InputError, match="too few conversations fit") as caught:
+        fit_chats(corpus, tokenizer, 64, max_skipped_fraction=1.0)
+    assert "model.context_length=64" in str(caught.value)
+
+
+def test_a_corpus_without_conversations_fits(tokenizer):
+    corpus = Corpus(TEXTS, TEXTS, [], [], [], None)
+    assert fit_chats(corpus, tokenizer, 8, max_skipped_fraction=0.0) == corpus
+
+
+# The corpus.
 
 
 def write_chats(path, chats):
@@ -249,7 +388,7 @@ def test_pretraining_documents_hold_no_validation_conversation(tmp_path):
     corpus = load_corpus(DataConfig(path=path, validation_fraction=FRACTION))
     assert corpus.chats == chats
     assert corpus.world is None
-    held = held_out_chats(corpus.chats, FRACTION)
+    held = corpus.held_out_chats
     assert len(corpus.documents) == len(chats) - len(held)
     # They are no documents of their own that fine-tuning could replay.
     assert corpus.replay == []
@@ -260,13 +399,50 @@ def test_pretraining_documents_hold_no_validation_conversation(tmp_path):
 
 
 def test_documents_of_their_own_replace_the_chats_texts(tmp_path):
-    path = write_chats(tmp_path / "chats.jsonl", [chat(1)])
+    chats = [chat(1), chat(2)]
+    path = write_chats(tmp_path / "chats.jsonl", chats)
     (tmp_path / "story.txt").write_text("Once upon a time.")
     corpus = load_corpus(
         DataConfig(path=path, documents_path=str(tmp_path / "story.txt"))
     )
     assert corpus.documents == corpus.replay == ["Once upon a time."]
-    assert corpus.chats == [chat(1)]
+    assert corpus.chats == chats
+    assert sorted(corpus.is_validation) == [False, True]
+
+
+def test_documents_that_equal_a_held_out_conversation_are_dropped(tmp_path):
+    chats = [chat(number) for number in range(50)]
+    path = write_chats(tmp_path / "chats.jsonl", chats)
+    alone = load_corpus(DataConfig(path=path, validation_fraction=FRACTION))
+    # The same file as chats and as documents, and a text more.
+    more = tmp_path / "more.jsonl"
+    more.write_text((tmp_path / "chats.jsonl").read_text())
+    more.write_text(more.read_text() + '\n{"text": "Once upon a time."}')
+    corpus = load_corpus(
+        DataConfig(
+            path=path, documents_path=str(more), validation_fraction=FRACTION
+        )
+    )
+    assert corpus.held_out_chats == alone.held_out_chats != []
+    assert corpus.documents == [*alone.documents, "Once upon a time."]
+    assert corpus.replay == corpus.documents
+
+
+def test_documents_without_chats_join_those_of_the_shop(tmp_path):
+    (tmp_path / "story.txt").write_text("Once upon a time.")
+    config = DataConfig(num_products=20, num_documents=5, num_chats=7)
+    shop = load_corpus(config)
+    config = dataclasses.replace(
+        config, documents_path=str(tmp_path / "story.txt")
+    )
+    corpus = load_corpus(config)
+    assert corpus.documents == [*shop.documents, "Once upon a time."]
+    assert corpus.replay == corpus.documents
+    assert (corpus.chats, corpus.world) == (shop.chats, shop.world)
+    # A base model of yours learns nothing of the shop.
+    alone = load_corpus(config, with_chats=False)
+    assert alone.documents == ["Once upon a time."]
+    assert (alone.chats, alone.is_validation, alone.world) == ([], [], None)
 
 
 def test_skipped_rows_of_chats_and_documents_are_both_counted(tmp_path):
@@ -285,12 +461,14 @@ def test_skipped_rows_of_chats_and_documents_are_both_counted(tmp_path):
 
 
 def test_the_shop_is_the_data_when_no_file_is_named():
-    config = DataConfig(num_products=10, num_documents=5, num_chats=7)
+    config = DataConfig(num_products=20, num_documents=5, num_chats=7)
     corpus = load_corpus(config)
+    assert 0 < len(corpus.held_out_chats) < 7 == len(corpus.is_validation)
     assert (len(corpus.documents), len(corpus.chats)) == (5, 7)
     assert corpus.replay == corpus.documents
     assert corpus.skipped == []
     assert load_corpus(config) == corpus
+    assert load_corpus(config, with_chats=False) == corpus
 
 
 @pytest.mark.parametrize(
@@ -300,12 +478,13 @@ def test_the_shop_is_the_data_when_no_file_is_named():
         {"validation_fraction": -0.1},
         {"replay_fraction": 1.0},
         {"max_skipped_fraction": 1.5},
-        {"num_products": 0},
-        {"num_documents": 0},
-        {"num_chats": -1},
+        {"num_products": 19},
+        {"num_products": 2001},
+        {"num_documents": 1},
+        {"num_chats": 1},
     ],
 )
 def test_values_out_of_range_are_refused_by_name(change):
-    (name,) = change
-    with pytest.raises(InputError, match=f"data.{name}"):
+    ((name, value),) = change.items()
+    with pytest.raises(InputError, match=f"^{name}={value}: must be at "):
         DataConfig(**change)

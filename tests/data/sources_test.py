@@ -8,6 +8,7 @@ from kerasgpt.data.sources import (
     DOCUMENT_CHARACTERS,
     Skipped,
     check_skipped,
+    list_files,
     read_chats,
     read_documents,
     read_text,
@@ -92,6 +93,23 @@ def test_all_files_of_a_folder_are_read_in_the_order_of_their_names(write):
     folder = pathlib.Path(write("in/notes.txt", "left out")).parent
     chats, _ = read_chats(str(folder))
     assert [one[0]["content"] for one in chats] == ["a", "b", "c"]
+
+
+def test_the_files_of_a_path_are_the_known_ones_of_a_folder(write):
+    names = ("in/b.txt", "in/a.jsonl", "in/deep/c.json", "in/d.md")
+    paths = [pathlib.Path(write(name, "x")) for name in names]
+    write("in/picture.png", "x")
+    write("in/.hidden.txt", "x")
+    folder = paths[0].parent
+    (folder / "folder.txt").mkdir()
+    assert list_files(str(folder)) == sorted(paths)
+    assert list_files(str(paths[0])) == [paths[0]]
+
+
+def test_hidden_files_of_a_folder_are_not_read(write):
+    write("in/.a.jsonl", "not even JSON")
+    folder = pathlib.Path(write("in/b.jsonl", row())).parent
+    assert read_chats(str(folder)) == ([chat()], [])
 
 
 def test_a_line_separator_inside_a_text_does_not_end_the_row(write):

@@ -5,6 +5,7 @@ import pytest
 from kerasgpt.data.questions import Question
 from kerasgpt.evaluation.report import (
     SHOWN_FAILURES,
+    metrics_table,
     score_table,
     write_report,
 )
@@ -95,8 +96,20 @@ def test_report_md_shows_base_beside_chat(lines):
 
 
 def test_report_md_shows_validation_and_leaves_unknown_numbers_open(lines):
-    assert "| chat | 20 | 1.5 | 0.5 | 4.482 | – |" in lines
-    assert "| base | – | – | – | – | – |" in lines
+    header = "| validation | loss | accuracy | perplexity | bits_per_byte |"
+    assert header in lines
+    assert "| chat | 1.5 | 0.5 | 4.482 | – |" in lines
+    assert "| base | – | – | – | – |" in lines
+
+
+def test_the_table_has_a_row_a_model_and_split():
+    metrics = {"a on b": {**METRICS, "bits_per_byte": 0.25, "before": {}}}
+    assert metrics_table({**metrics, "c": {"loss": 123456.0}}) == (
+        "| validation | loss | accuracy | perplexity | bits_per_byte |\n"
+        "|---|---|---|---|---|\n"
+        "| a on b | 1.5 | 0.5 | 4.482 | 0.25 |\n"
+        "| c | 1.235e+05 | – | – | – |"
+    )
 
 
 def test_report_md_lists_facts_and_skipped_rows(lines):

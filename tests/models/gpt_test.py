@@ -168,11 +168,32 @@ def test_the_stage_setting_fills_in_what_is_none():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_kv_heads": 3}, {"num_kv_heads": 0}, {"head_dim": 0}, {"depth": 0}],
+    [{"num_kv_heads": 3}, {"num_heads": 2, "num_kv_heads": 4}, {"head_dim": 7}],
 )
 def test_stage_settings_that_do_not_fit_are_the_users_error(changes):
     with pytest.raises(InputError, match="model: "):
         ModelConfig(**changes).build_config(vocabulary_size=9, context_length=8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth": 0},
+        {"context_length": 7},
+        {"model_dim": 0},
+        {"num_heads": 0},
+        {"num_kv_heads": 0},
+        {"head_dim": 0},
+        {"inner_dim": 0},
+        {"rotary_base": 0.5},
+        {"dropout_rate": -0.1},
+        {"dropout_rate": 1.0},
+    ],
+)
+def test_stage_settings_out_of_range_are_refused_by_name(change):
+    ((name, value),) = change.items()
+    with pytest.raises(InputError, match=f"^{name}={value}: must be at "):
+        ModelConfig(**change)
 
 
 def test_the_config_of_a_model_survives_json():

@@ -187,6 +187,13 @@ def test_a_told_conversation_shows_both_sides():
     assert contents(generator.seen[-1]) == ["Hi", "Hi", "Yo"]
 
 
+def test_a_conversation_is_told_on_standard_output(capsys):
+    tell_conversation(Echo(), ["Hi"])
+    assert capsys.readouterr() == ("  > Hi\n    Hi\n", "")
+    chat(Echo(), read=Terminal("Yo", "/quit").read)
+    assert capsys.readouterr().out.endswith("Yo\n")
+
+
 def test_a_told_conversation_ends_with_a_text_that_does_not_fit():
     terminal = Terminal()
     texts = ["Hi", "a" * CONTEXT, "Yo"]

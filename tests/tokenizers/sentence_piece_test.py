@@ -1,4 +1,8 @@
 import gc
+import itertools
+import json
+import pathlib
+import random
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,6 +17,8 @@ from kerasgpt.tokenizers import (
     train_sentence_piece,
 )
 from tests.descriptors import tiny_sentence_piece
+
+DEMO = pathlib.Path(__file__).parents[3] / "shared" / "data" / "demo"
 
 
 def _reference():
@@ -60,6 +66,59 @@ def test_training_again_gives_the_same_model():
     assert first.fingerprint() == second.fingerprint()
     other = train_sentence_piece(["another text"] * 10, vocabulary_size=300)
     assert other.fingerprint() != first.fingerprint()
+
+
+def assert_round_trips(tokenizer, texts):
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        lengths = [tokenizer.token_bytes[i] for i in ids]
+        assert sum(lengths) == len(text.encode())
+
+
+def pieces(tokenizer):
+    """Returns the learned pieces: no control ids, no bytes."""
+    processor = sentencepiece.SentencePieceProcessor(
+        model_proto=tokenizer._model
+    )
+    return [
+        processor.id_to_piece(index)
+        for index in range(len(CONTROL_TOKENS), processor.vocab_size())
+        if not processor.is_byte(index)
+    ]
+
+
+@pytest.mark.parametrize("size", [300, 800, 2048])
+def test_many_chinese_characters_leave_room_for_words(size):
+    # Characters as in a natural text: few common ones, many rare ones.
+    rng = random.Random(0)
+    characters = [chr(0x4E00 + index) for index in range(4000)]
+    weights = list(itertools.accumulate(1 / n for n in range(1, 4001)))
+    texts = [
+        "".join(rng.choices(characters, cum_weights=weights, k=40))
+        + "多少钱？你好。"
+        for _ in range(1500)
+    ]
+    assert len(set("".join(texts))) > size
+    tokenizer = train_sentence_piece(texts, vocabulary_size=size)
+    assert tokenizer.vocabulary_size <= size
+    learned = pieces(tokenizer)
+    single = [piece for piece in learned if len(piece) == 1]
+    # The line break has a piece whatever the text.
+    assert 0 < len(single) <= len(learned) // 2 + 2
+    assert_round_trips(tokenizer, [*texts[:50], "罕见字龘\n", "\u9fa5 x"])
+
+
+@pytest.mark.skipif(
+    not DEMO.is_dir(), reason="the demo files are not beside this checkout"
+)
+def test_the_chinese_demo_file_trains_the_default_vocabulary():
+    rows = json.loads((DEMO / "alpaca_zh_demo.json").read_text())
+    texts = [text for row in rows for text in row.values() if text]
+    tokenizer = train_sentence_piece(texts, vocabulary_size=2048)
+    assert 1500 < tokenizer.vocabulary_size <= 2048
+    assert max(map(len, pieces(tokenizer))) > 1
+    assert_round_trips(tokenizer, texts)
 
 
 def test_texts_may_come_from_a_generator():

@@ -9,6 +9,7 @@ from tensorboard.util import tensor_util
 
 from kerasgpt.training import callbacks
 from kerasgpt.training.callbacks import ProgressLog
+from kerasgpt.training.optimizers import build_optimizer
 
 LOGS = {
     "loss": 2.0,
@@ -103,6 +104,17 @@ def test_an_event_holds_all_numbers(log, tmp_path, clock):
     }
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_rate_is_that_of_adamw(log, tmp_path, kind):
+    log.model.optimizer = build_optimizer(
+        kind, 0.125, weight_decay=0.0, muon_learning_rate_ratio=5.0
+    )
+    log.start(0, 100)
+    log.on_train_batch_end(9, LOGS)
+    (event,) = events(tmp_path)
+    assert event["learning_rate"] == pytest.approx(0.125)
+
+
 def test_a_line_tells_progress_and_the_time_left(log, clock):
     log.start(0, 100)
     clock[0] += 5.0
@@ -137,6 +149,17 @@ def test_a_resumed_run_goes_on_in_the_same_file(log, tmp_path):
         {"step": 1, "split": "train", "loss": 3.0},
         {"step": 2, "split": "validation", "loss": 2.0},
     ]
+
+
+def test_events_past_a_step_are_forgotten(log, tmp_path):
+    log.forget_after(3)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    for step in (0, 2, 4, 6):
+        log.record(step, "train", {"loss": 3.0})
+    log.forget_after(4)
+    assert [event["step"] for event in events(tmp_path)] == [0, 2, 4]
+    log.record(5, "train", {"loss": 3.0})
+    assert [event["step"] for event in events(tmp_path)] == [0, 2, 4, 5]
 
 
 def test_tensorboard_gets_scalars_and_samples(log, tmp_path):

@@ -3,8 +3,11 @@ import types
 
 import pytest
 
+from kerasgpt.checkpoints import save_model
+from kerasgpt.config import InputError
 from kerasgpt.data.prepare import DataConfig
 from kerasgpt.models import GPTCausalLM, GPTConfig, ModelConfig
+from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training.plan import measure_peak_flops, plan_run, plan_stage
 from kerasgpt.training.pretrain import TokenizerConfig
 from kerasgpt.training.stage import TrainConfig
@@ -87,6 +90,37 @@ def test_a_context_that_depends_on_the_data_is_told():
     fixed = run_config(data=own, model=ModelConfig(context_length=512))
     lines = plan_run(fixed, {"train": TRAIN})
     assert not any("context" in line for line in lines)
+
+
+def parameters(lines):
+    """Returns the number in the parameters column of the first stage."""
+    return int(lines[1].split()[1].replace(",", ""))
+
+
+def test_bytes_have_the_vocabulary_of_bytes():
+    config = run_config(tokenizer=TokenizerConfig(kind="byte"))
+    size = ByteTokenizer().vocabulary_size
+    expected = GPTConfig.from_depth(
+        4, vocabulary_size=size, context_length=256
+    ).num_parameters
+    assert parameters(plan_run(config, {"train": TRAIN})) == expected
+    large = plan_run(run_config(), {"train": TRAIN})
+    assert parameters(large) > expected
+
+
+def test_a_start_brings_its_own_shape(tmp_path):
+    model = GPTCausalLM(
+        tiny_config(vocabulary_size=265, context_length=32), name="gpt"
+    )
+    model.build()
+    save_model(tmp_path / "model", model, ByteTokenizer())
+    for init in (tmp_path, tmp_path / "model"):
+        config = run_config(init=str(init), data=DataConfig(path="chats.jsonl"))
+        lines = plan_run(config, {"train": TRAIN})
+        assert parameters(lines) == model.count_params()
+        assert not any("context" in line for line in lines)
+    with pytest.raises(InputError, match="holds no trained model"):
+        plan_run(run_config(init=str(tmp_path / "none")), {"train": TRAIN})
 
 
 def test_the_speed_of_this_machine_is_measured():

@@ -21,7 +21,8 @@ CHATS = [
 DOCUMENTS = [
     f"Cup {number} costs {number} euros.\nIt is red." for number in range(40)
 ]
-CORPUS = Corpus(DOCUMENTS, DOCUMENTS, CHATS, [], None)
+IS_VALIDATION = [number % 5 == 0 for number in range(40)]
+CORPUS = Corpus(DOCUMENTS, DOCUMENTS, CHATS, IS_VALIDATION, [], None)
 
 
 def tiny(folder, *overrides):
@@ -166,12 +167,35 @@ def test_a_damaged_tokenizer_is_found(tmp_path):
         pretrain.build_tokenizer(tmp_path / "tokenizer", CORPUS, config)
 
 
-@pytest.mark.parametrize("size", [100, 265, 266])
+@pytest.mark.parametrize("size", [100, 299])
 def test_a_vocabulary_that_is_too_small_is_refused(tmp_path, size):
-    config = pretrain.TokenizerConfig(vocabulary_size=size)
-    with pytest.raises(InputError, match=f"vocabulary_size={size}"):
-        pretrain.build_tokenizer(tmp_path / "tokenizer", CORPUS, config)
-    assert not any(tmp_path.iterdir())
+    with pytest.raises(InputError, match=f"^tokenizer.vocabulary_size={size}:"):
+        tiny(tmp_path, f"tokenizer.vocabulary_size={size}")
+    with pytest.raises(InputError, match="seed=-1: must be at least 0"):
+        tiny(tmp_path, "seed=-1")
+
+
+def test_of_much_text_the_tokenizer_learns_a_random_part(tmp_path, monkeypatch):
+    learned = []
+    original = pretrain.train_sentence_piece
+
+    def train_sentence_piece(texts, *, vocabulary_size):
+        learned.append(texts)
+        return original(texts, vocabulary_size=vocabulary_size)
+
+    monkeypatch.setattr(pretrain, "train_sentence_piece", train_sentence_piece)
+    contents = [message["content"] for chat in CHATS for message in chat]
+    size = sum(map(len, DOCUMENTS + contents))
+    monkeypatch.setattr(pretrain, "TOKENIZER_CHARACTERS", size // 2)
+    config = pretrain.TokenizerConfig(vocabulary_size=400)
+    for name in ("a", "b"):
+        pretrain.build_tokenizer(tmp_path / name, CORPUS, config)
+    texts, again = learned
+    assert texts == again
+    assert len(texts) == len(DOCUMENTS + contents) // 2
+    # Documents, questions and answers alike.
+    for group in (DOCUMENTS, contents[::2], contents[1::2]):
+        assert 0.2 < len(set(texts) & set(group)) / len(group) < 0.8
 
 
 def chats_of(*lengths):
@@ -182,6 +206,7 @@ def chats_of(*lengths):
             [{"role": "user", "content": "a" * (length - 3)}]
             for length in lengths
         ],
+        is_validation=[False] * len(lengths),
     )
 
 
@@ -195,13 +220,37 @@ def chats_of(*lengths):
         # One in a hundred may be too long.
         ([10] * 99 + [600], 256),
         # Attention over more would cost too much; it can be set.
-        ([5000] * 100, 1024),
+        ([2000] * 100, 2048),
+        ([5000] * 100, 2048),
         ([], 256),
     ],
 )
 def test_the_context_holds_nearly_all_conversations(lengths, context):
     corpus = chats_of(*lengths)
     assert pretrain.choose_context(corpus, ByteTokenizer()) == context
+
+
+def test_too_long_conversations_are_found_before_the_training(
+    tmp_path, trained
+):
+    long = [
+        CHATS[0][0],
+        {"role": "assistant", "content": "x" * 64},
+    ]
+    corpus = dataclasses.replace(
+        CORPUS,
+        chats=[*CHATS, *[long] * 5],
+        is_validation=[*IS_VALIDATION, *[False] * 5],
+    )
+    config = tiny(tmp_path)
+    with pytest.raises(InputError, match="5 of 45 rows cannot be used"):
+        pretrain.run(config, corpus, tell=lambda line: None)
+    # Nothing but the tokenizer was made, and the corrected run may go on.
+    assert not (tmp_path / "data").exists()
+    assert not trained
+    allowed = config.override(["data.max_skipped_fraction=0.2"])
+    pretrain.run(allowed, corpus, tell=lambda line: None)
+    assert len(trained) == 1
 
 
 def test_the_shop_has_the_default_context():
@@ -227,6 +276,38 @@ def test_changed_files_are_not_mixed_into_a_run(tmp_path, trained):
     pretrain.run(again, tell=lambda line: None)
 
 
+def test_settings_of_fine_tuning_only_do_not_make_another_base(
+    tmp_path, trained
+):
+    pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
+    overrides = (
+        "data.replay_fraction=0.1",
+        "data.max_skipped_fraction=0.5",
+    )
+    pretrain.run(tiny(tmp_path, *overrides), CORPUS, tell=lambda line: None)
+    assert len(trained) == 2
+    other = tiny(tmp_path, "data.validation_fraction=0.3")
+    with pytest.raises(InputError, match=r"data\.validation_fraction=0\.2"):
+        pretrain.run(other, CORPUS, tell=lambda line: None)
+
+
+def test_another_start_is_other_data(tmp_path):
+    config = tiny(tmp_path).data
+    inits = [tmp_path / "a", tmp_path / "b"]
+    for init in inits:
+        (init / "model").mkdir(parents=True)
+        (init / "model" / "model.safetensors").write_text("weights")
+        (init / "model" / "manifest.json").write_text(f"of {init.name}")
+    run = tmp_path / "run"
+    run.mkdir()
+    pretrain.claim_data(run, config, init=str(inits[0]))
+    # The same model, whatever it is called.
+    pretrain.claim_data(run, config, init=str(inits[0] / "model"))
+    for init in (str(inits[1]), ""):
+        with pytest.raises(InputError, match="the data changed"):
+            pretrain.claim_data(run, config, init=init)
+
+
 def test_a_changed_file_of_a_folder_counts_too(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -234,6 +315,10 @@ def test_a_changed_file_of_a_folder_counts_too(tmp_path):
     config = tiny(tmp_path, f"data.documents_path={folder}").data
     before = pretrain.source_hashes(config)
     assert before.startswith("documents_path ")
+    assert pretrain.source_hashes(config) == before
+    # Files that are not read do not count.
+    (folder / ".b.txt").write_text("two")
+    (folder / "b.png").write_text("two")
     assert pretrain.source_hashes(config) == before
     (folder / "b.txt").write_text("two")
     assert pretrain.source_hashes(config) != before

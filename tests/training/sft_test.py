@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -75,8 +76,8 @@ def run(config, tell=quiet):
     return sft.run(config, load_corpus(config.data), tell=tell)
 
 
-def weights(result):
-    return result.model.get_weights()
+def weights(stage_result):
+    return stage_result.model.get_weights()
 
 
 def are_equal(one, other):
@@ -88,11 +89,11 @@ def are_equal(one, other):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that was trained: (its folder, base, chat, its lines)."""
+    """A run that was trained: (its folder, its SFTResult, its lines)."""
     folder = tmp_path_factory.mktemp("runs")
     lines = []
-    base, tuned = run(tiny(folder), tell=lines.append)
-    return folder, base, tuned, lines
+    result = run(tiny(folder), tell=lines.append)
+    return folder, result, lines
 
 
 @pytest.fixture
@@ -111,47 +112,102 @@ def trained(monkeypatch):
 
 
 def test_a_base_and_a_chat_model_are_trained(finished):
-    folder, base, tuned, lines = finished
+    folder, result, lines = finished
+    base, tuned = result.base, result.chat
     assert base.folder.parent == tuned.folder.parent == folder
     assert base.folder.name.startswith("base_")
     assert not are_equal(weights(base), weights(tuned))
     assert tuned.metrics["step"] == 2
-    assert tuned.metrics["skipped"] == []
-    assert 0 < tuned.metrics["used_fraction"] <= 1
+    assert result.corpus.skipped == []
+    assert result.corpus.chats == CHATS
+    assert 0 < result.used_fraction <= 1
     (line,) = (line for line in lines if "conversations" in line)
     assert "0 rows skipped" in line
 
 
+def test_the_base_is_measured_on_the_conversations_first(finished):
+    _, result, _ = finished
+    path = result.chat.folder / "metrics.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    assert (first["step"], first["split"]) == (0, "validation")
+    assert first["loss"] == result.chat.metrics["before"]["loss"]
+
+
 def test_the_same_run_is_returned_at_once(finished):
-    folder, base, tuned, _ = finished
+    folder, result, _ = finished
     lines = []
     again = run(tiny(folder), tell=lines.append)
-    assert f"base: already trained, see {base.folder}." in lines
-    assert f"chat: already trained, see {tuned.folder}." in lines
-    assert are_equal(weights(again[0]), weights(base))
-    assert are_equal(weights(again[1]), weights(tuned))
-    assert again[1].metrics == tuned.metrics
+    assert f"base: already trained, see {result.base.folder}." in lines
+    assert f"chat: already trained, see {result.chat.folder}." in lines
+    assert are_equal(weights(again.base), weights(result.base))
+    assert are_equal(weights(again.chat), weights(result.chat))
+    assert again.chat.metrics == result.chat.metrics
+    assert again.used_fraction == result.used_fraction
 
 
 def test_other_fine_tuning_shares_the_base_model(finished):
-    folder, base, tuned, _ = finished
+    folder, result, _ = finished
     lines = []
     config = tiny(folder, "train.steps=1", "shuffle_answers=true", name="b")
-    other_base, other = run(config, tell=lines.append)
-    assert f"base: already trained, see {base.folder}." in lines
-    assert other_base.folder == base.folder
-    assert not are_equal(weights(other), weights(tuned))
+    other = run(config, tell=lines.append)
+    assert f"base: already trained, see {result.base.folder}." in lines
+    assert other.base.folder == result.base.folder
+    assert not are_equal(weights(other.chat), weights(result.chat))
     assert len(list(folder.glob("base_*"))) == 1
 
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "pretrain.steps=3", "model.depth=2", "data.num_products=9"],
+    ["seed=1", "pretrain.steps=3", "model.depth=2", "data.num_products=90"],
 )
 def test_what_the_base_depends_on_gives_it_another_folder(finished, override):
-    folder, base, _, _ = finished
-    assert tiny(folder).base.run_dir == str(base.folder)
-    assert tiny(folder, override).base.run_dir != str(base.folder)
+    folder, result, _ = finished
+    assert tiny(folder).base.run_dir == str(result.base.folder)
+    assert tiny(folder, override).base.run_dir != str(result.base.folder)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.replay_fraction=0.1", "data.max_skipped_fraction=0.2"],
+)
+def test_what_only_fine_tuning_knows_shares_the_base(finished, override):
+    folder, result, _ = finished
+    config = tiny(folder, override)
+    assert config.base.run_dir == str(result.base.folder)
+    # What is allowed counts for the base too, which checks the lengths.
+    assert config.base.data == config.data
+    lines = []
+    pretrain.run(config.base, result.corpus, tell=lines.append)
+    assert lines[-1] == f"base: already trained, see {result.base.folder}."
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.depth=3",
+        "tokenizer.kind=byte",
+        "pretrain.steps=3",
+    ],
+)
+def test_a_start_together_with_the_shape_of_a_model_is_refused(override):
+    config = sft.SFTConfig()
+    section = override.partition(".")[0]
+    for overrides in ((override, "init=a"), ("init=a", override)):
+        with pytest.raises(InputError) as caught:
+            config.override(overrides)
+        told = str(caught.value)
+        assert told.startswith("init=a: brings its own model and tokenizer")
+        assert f"leave out {section}.*" in told
+    assert config.override(["init=a", "train.steps=3"]).init == "a"
+
+
+def test_the_export_is_named_after_the_run():
+    config = sft.SFTConfig()
+    assert str(config.export_folder) == "saved_models/shop_chat"
+    config = config.override(["run_dir=experiments/runs/mine"])
+    assert str(config.export_folder) == "saved_models/mine"
+    config = config.override(["export_dir=elsewhere/x"])
+    assert str(config.export_folder) == "elsewhere/x"
 
 
 def test_changed_files_give_a_new_base_and_can_be_overwritten(
@@ -168,10 +224,22 @@ def test_changed_files_give_a_new_base_and_can_be_overwritten(
     assert len(list(tmp_path.glob("base_*"))) == 2
 
 
+def start_from(init, folder, name="chat"):
+    """Returns the config of a run in `folder` that starts from a model."""
+    defaults = sft.SFTConfig()
+    return dataclasses.replace(
+        tiny(folder, name=name),
+        init=str(init),
+        model=defaults.model,
+        tokenizer=defaults.tokenizer,
+        pretrain=defaults.pretrain,
+    )
+
+
 def test_fine_tuning_starts_from_the_weights_of_the_base(finished, trained):
-    folder, base, _, _ = finished
-    config = tiny(folder, f"init={base.folder}", name="start")
-    returned, _ = run(config)
+    folder, result, _ = finished
+    base = result.base
+    returned = run(start_from(base.folder, folder, name="start")).base
     (call,) = trained["chat"]
     assert are_equal(call["weights"], weights(base))
     assert are_equal(weights(returned), weights(base))
@@ -179,17 +247,31 @@ def test_fine_tuning_starts_from_the_weights_of_the_base(finished, trained):
 
 
 def test_a_trained_model_folder_can_be_the_start(finished, tmp_path, trained):
-    _, _, tuned, _ = finished
-    # Neither a base model is trained nor the model's own settings are asked.
-    config = tiny(tmp_path, f"init={tuned.folder / 'model'}", "model.depth=3")
-    run(config)
+    _, result, _ = finished
+    tuned = result.chat
+    # Neither a base model is trained nor the default settings are asked.
+    run(start_from(tuned.folder / "model", tmp_path))
     (call,) = trained["chat"]
     assert are_equal(call["weights"], weights(tuned))
     assert [path.name for path in tmp_path.glob("base_*")] == []
 
 
+def test_a_start_that_was_trained_anew_is_other_data(
+    finished, tmp_path, trained
+):
+    _, result, _ = finished
+    init = tmp_path / "init"
+    shutil.copytree(result.base.folder / "model", init)
+    run(start_from(init, tmp_path))
+    run(start_from(init, tmp_path))
+    shutil.rmtree(init)
+    shutil.copytree(result.chat.folder / "model", init)
+    with pytest.raises(InputError, match="the data changed"):
+        run(start_from(init, tmp_path))
+
+
 def test_a_start_that_is_missing_leaves_no_folder(tmp_path):
-    config = tiny(tmp_path, f"init={tmp_path / 'none'}")
+    config = start_from(tmp_path / "none", tmp_path)
     with pytest.raises(InputError, match="holds no trained model"):
         run(config)
     assert not (tmp_path / "chat").exists()
@@ -213,7 +295,8 @@ def test_a_corrected_setting_is_not_taken_for_another_run(
 
 
 def test_the_folder_of_another_run_is_refused(finished):
-    folder, _, tuned, _ = finished
+    folder, result, _ = finished
+    tuned = result.chat
     before = (tuned.folder / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"with train\.steps=2, not 5"):
         run(tiny(folder, "train.steps=5"))
@@ -222,11 +305,11 @@ def test_the_folder_of_another_run_is_refused(finished):
 
 
 def test_where_and_how_it_is_judged_may_change(finished):
-    folder, _, tuned, _ = finished
+    folder, result, _ = finished
     lines = []
     overrides = ["evaluation.questions_per_task=3", "export_dir=elsewhere"]
     run(tiny(folder, *overrides), tell=lines.append)
-    assert f"chat: already trained, see {tuned.folder}." in lines
+    assert f"chat: already trained, see {result.chat.folder}." in lines
 
 
 def test_conversations_that_are_too_long_are_skipped_and_counted(
@@ -234,9 +317,11 @@ def test_conversations_that_are_too_long_are_skipped_and_counted(
 ):
     lines = []
     chats = [*CHATS[:30], LONG, *CHATS[30:]]
-    _, tuned = run(tiny(tmp_path, chats=chats), tell=lines.append)
-    (skipped,) = tuned.metrics["skipped"]
-    assert f"longer than the context of {CONTEXT}" in skipped["reason"]
+    result = run(tiny(tmp_path, chats=chats), tell=lines.append)
+    (skipped,) = result.corpus.skipped
+    assert skipped.location == "conversation 31"
+    assert f"does not fit the context of {CONTEXT}" in skipped.reason
+    assert result.corpus.chats == CHATS
     assert any("1 rows skipped" in line for line in lines)
     num_tokens = 0
     for rows in trained["chat"][0]["rows"].values():
@@ -244,6 +329,14 @@ def test_conversations_that_are_too_long_are_skipped_and_counted(
         num_tokens += sample_weight.sum()
     # What the assistant says, and its end of turn.
     assert num_tokens == sum(len(one[1]["content"]) + 1 for one in CHATS)
+
+
+def test_a_long_conversation_keeps_the_turns_that_fit(tmp_path, trained):
+    long = [*chat(7), *LONG]
+    result = run(tiny(tmp_path, chats=[*CHATS, long]))
+    assert result.corpus.skipped == []
+    kept = result.corpus.chats[-1]
+    assert kept == long[:2] or kept == long[:3]
 
 
 def test_too_many_conversations_that_are_too_long_are_an_error(
@@ -254,15 +347,16 @@ def test_too_many_conversations_that_are_too_long_are_an_error(
         run(config)
     assert "max_skipped_fraction=0.05" in str(told.value)
     assert "\n" not in str(told.value)
-    assert "chat" not in trained
+    # Told before the base model is trained.
+    assert trained == {}
 
 
 def test_nothing_but_too_long_conversations_are_an_error(tmp_path, trained):
     chats = [chat(number, "x" * CONTEXT) for number in range(20)]
-    config = tiny(tmp_path, "data.max_skipped_fraction=0.999", chats=chats)
-    with pytest.raises(InputError):
+    config = tiny(tmp_path, "data.max_skipped_fraction=1", chats=chats)
+    with pytest.raises(InputError, match="too few conversations fit"):
         run(config)
-    assert "chat" not in trained
+    assert trained == {}
 
 
 def test_a_conversation_of_exactly_the_context_fits(tmp_path, trained):
@@ -271,12 +365,12 @@ def test_a_conversation_of_exactly_the_context_fits(tmp_path, trained):
     question = "How much is cup 99?"
     answer = "x" * (CONTEXT + 1 - 5 - len(question))
     chats = [*CHATS, chat(99, answer)]
-    _, tuned = run(tiny(tmp_path, chats=chats))
-    assert tuned.metrics["skipped"] == []
+    result = run(tiny(tmp_path, chats=chats))
+    assert result.corpus.skipped == []
     chats = [*CHATS, chat(99, answer + "x")]
     (tmp_path / "b").mkdir()
-    _, tuned = run(tiny(tmp_path / "b", chats=chats))
-    assert len(tuned.metrics["skipped"]) == 1
+    result = run(tiny(tmp_path / "b", chats=chats))
+    assert len(result.corpus.skipped) == 1
 
 
 def test_rows_that_were_skipped_while_reading_are_in_the_result(
@@ -285,15 +379,15 @@ def test_rows_that_were_skipped_while_reading_are_in_the_result(
     config = tiny(tmp_path)
     path = tmp_path / "chats.jsonl"
     path.write_text(path.read_text() + '\n{"text": "a document"}')
-    _, tuned = run(config)
-    (skipped,) = tuned.metrics["skipped"]
-    assert skipped["location"] == f"{path}, line 61"
+    result = run(config)
+    (skipped,) = result.corpus.skipped
+    assert skipped.location == f"{path}, line 61"
 
 
 def test_samples_answer_held_out_questions(tmp_path, trained):
-    _, tuned = run(tiny(tmp_path))
+    result = run(tiny(tmp_path))
     (call,) = trained["chat"]
-    lines = call["sample"](tuned.model).split("\nHow much")
+    lines = call["sample"](result.chat.model).split("\nHow much")
     assert len(lines) == 2
     assert lines[0].startswith("How much is cup ")
     assert "? → " in lines[0]

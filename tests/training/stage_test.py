@@ -155,13 +155,40 @@ def finished(rows, tokenizer, tmp_path_factory):
 
 def test_training_learns_and_returns_the_best_validation(finished):
     result, _ = finished
-    losses = [event["loss"] for event in events(result.folder, "validation")]
+    first, *later = events(result.folder, "validation")
+    losses = [event["loss"] for event in later]
     assert losses[0] < math.log(265)
-    assert result.metrics["loss"] == min(losses)
+    assert result.metrics["loss"] == min(losses) < first["loss"]
     assert result.metrics["step"] in (4, 8)
     assert {"accuracy", "perplexity", "bits_per_byte"} <= set(result.metrics)
     saved = json.loads((result.folder / "result.json").read_text())
     assert saved == result.metrics
+
+
+def test_the_model_is_validated_before_the_first_step(finished, start):
+    result, told = finished
+    lines = (result.folder / "metrics.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert (first.pop("step"), first.pop("split")) == (0, "validation")
+    assert result.metrics["before"] == first
+    # A new model knows nothing: it gives all 265 ids much the same chance.
+    assert first["loss"] == pytest.approx(math.log(265), abs=0.5)
+    assert told.lines[0].startswith("base 0/8  validation: loss ")
+
+
+def test_a_crash_before_the_first_checkpoint_tells_no_event_twice(
+    finished, start, tmp_path
+):
+    def crash(line):
+        if "base 2/8" in line:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        start(tmp_path, told=crash)
+    assert len(events(tmp_path, "validation")) == 1
+    assert_same_end(start(tmp_path), finished[0])
+    train_events = events(tmp_path, "train")
+    assert [event["step"] for event in train_events] == [2, 4, 6, 8]
 
 
 def test_every_event_has_its_numbers(finished):
@@ -174,7 +201,7 @@ def test_every_event_has_its_numbers(finished):
         assert means | rates <= set(event)
         assert all(math.isfinite(event[name]) for name in means | rates)
     validation_events = events(result.folder, "validation")
-    assert [event["step"] for event in validation_events] == [4, 8]
+    assert [event["step"] for event in validation_events] == [0, 4, 8]
     assert all(means <= set(event) for event in validation_events)
 
 
@@ -185,7 +212,8 @@ def test_tensorboard_shows_both_splits_and_a_sample(finished):
         for event in event_file_loader.EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 found.setdefault(value.tag, []).append(event.step)
-    assert found["validation/loss"] == found["sample"] == [4, 8]
+    assert found["validation/loss"] == [0, 4, 8]
+    assert found["sample"] == [4, 8]
     scalars = ("loss", "accuracy", "perplexity", "bits_per_byte")
     rates = ("learning_rate", "gradient_norm", "tokens_per_second")
     for name in (*scalars, *rates):
@@ -305,7 +333,8 @@ def test_training_stops_early_and_keeps_the_best_model(start, tmp_path):
     )
     told = Teller()
     result = start(tmp_path, config, told=told)
-    losses = [event["loss"] for event in events(tmp_path, "validation")]
+    _, *later = events(tmp_path, "validation")
+    losses = [event["loss"] for event in later]
     best = int(np.argmin(losses))
     assert len(losses) == best + 1 + config.patience < 20
     assert result.metrics["loss"] == losses[best]
@@ -379,6 +408,14 @@ def test_a_batch_of_less_than_a_row_is_refused(start, tmp_path):
         {"log_steps": 0},
         {"learning_rate": 0.0},
         {"learning_rate": -1e-3},
+        {"learning_rate": math.inf},
+        {"learning_rate_factor": 0.0},
+        {"muon_learning_rate_ratio": 0.0},
+        {"weight_decay": -0.1},
+        {"warmup_fraction": 1.1},
+        {"decay_fraction": -0.1},
+        {"final_fraction": 2.0},
+        {"clip_norm": 0.0},
     ],
 )
 def test_values_out_of_range_are_refused_by_name(change):
@@ -402,6 +439,8 @@ def test_a_new_folder_becomes_the_runs_own(tmp_path):
         tmp_path / "a" / "run", Run(), overwrite=False, ignored=("run_dir",)
     )
     assert json.loads((folder / "config.json").read_text()) == {
+        "software": "kerasgpt",
+        "run_dir": "",
         "seed": 0,
         "train": {"steps": 10},
     }
@@ -415,6 +454,18 @@ def test_the_same_run_may_go_on_in_its_folder(tmp_path):
             overwrite=False,
             ignored=("run_dir",),
         )
+
+
+@pytest.mark.parametrize("ignored", ["train", "train.steps"])
+def test_ignored_sections_and_settings_may_differ(tmp_path, ignored):
+    claim_folder(tmp_path, Run(), overwrite=False)
+    (tmp_path / "checkpoints").mkdir()
+    other = Run().override(["train.steps=20"])
+    claim_folder(tmp_path, other, overwrite=False, ignored=(ignored,))
+    assert (tmp_path / "checkpoints").is_dir()
+    # A name is ignored as a whole only.
+    with pytest.raises(InputError, match=r"train\.steps=10, not 20"):
+        claim_folder(tmp_path, other, overwrite=False, ignored=("train.st",))
 
 
 def test_the_folder_of_another_run_is_refused_naming_the_setting(tmp_path):
@@ -436,6 +487,9 @@ def test_the_folder_of_another_run_is_refused_naming_the_setting(tmp_path):
         # Other programs call their settings config.json too.
         ("config.json", '{"port": 80, "users": {"steps": 3}}'),
         ("config.json", "[1, 2]"),
+        # Even with the very same settings.
+        ("config.json", json.dumps(Run().to_dict())),
+        ("config.json", '{"software": "another"}'),
     ],
 )
 def test_a_folder_of_something_else_is_refused_even_to_overwrite(
