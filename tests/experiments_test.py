@@ -1,11 +1,12 @@
 import importlib
+import json
 import pathlib
 import runpy
 import sys
 
 import pytest
 
-from kerasgpt.config import Config
+from kerasgpt.config import Config, InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "experiments").glob("run_*.py"))
@@ -94,3 +95,28 @@ def test_a_dry_run_tells_the_cost_and_does_nothing(
     assert any(line.startswith("train ") for line in stages)
     assert "minutes of training on this machine" in plan
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_are_compared_by_mean_and_spread(tmp_path, monkeypatch, capsys):
+    script = load("compare_runs")
+    for name, share in (("one", 1.0), ("two", 0.5)):
+        scores = {
+            "all": [share, 4],
+            "tasks": {"fact.en": [share, 2], "email.en": [1.0, 2]},
+            "wordings": {"new": [share, 4]},
+        }
+        report = {"scores": {"base": scores, "chat": scores}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    script.main([str(tmp_path / "one"), str(tmp_path / "two")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| 2 runs | base | chat |"
+    assert "| all | 75.0% ± 25.0% | 75.0% ± 25.0% |" in lines
+    row = "| facts never asked about | 75.0% ± 25.0% | 75.0% ± 25.0% |"
+    assert row in lines
+    assert "| email.en | 100.0% ± 0.0% | 100.0% ± 0.0% |" in lines
+
+
+def test_comparing_nothing_is_refused():
+    with pytest.raises(InputError, match="name at least one run"):
+        load("compare_runs").main([])
