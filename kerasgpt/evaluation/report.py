@@ -126,7 +126,8 @@ def _plot_tasks(folder, scores):
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("held-out exact match")
-    axes.legend(loc="lower right")
+    # Above the bars: a full bar would be hidden behind it.
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
     return _save(figure, folder / "tasks.png")
 
 
