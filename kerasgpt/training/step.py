@@ -19,6 +19,9 @@ class TrainStep(keras.Model):
     - a step whose loss or gradient is not finite changes nothing: weights,
       optimizer and schedule stay as they were, and the step is counted.
 
+    On one device: under a strategy with several replicas each would average
+    and clip its own part of the batch.
+
     Args:
         model: task model; `model(inputs)` returns logits.
         clip_norm: float. Largest global norm of the gradients.
