@@ -4,6 +4,8 @@ Einsum letters of this room: B batch, T target, S source, K key/value heads,
 G query heads that share one key/value head, H head width, D model width.
 """
 
+import itertools
+
 import keras
 from keras import ops
 
@@ -12,6 +14,9 @@ from kerasgpt.layers.rotary import RotaryEmbedding
 
 # Finite, so that a fully masked row gives numbers, not NaN.
 MASKED_SCORE = -1e30
+# Queries that are scored together, against the keys up to the last of them.
+# At a context of 256, blocks of 64 were no faster and compiled twice as long.
+BLOCK_LENGTH = 128
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
@@ -48,6 +53,8 @@ class MultiHeadAttention(keras.layers.Layer):
         keys, values: float (batch, slots, num_kv_heads, head_dim). Cache of
             this layer; source_length is then `slots`. `None` = no cache.
         start: int32 (). First cache slot to write.
+        is_causal: bool. The mask, by promise, lets no token see one that
+            stands after it in the row; those scores are then not computed.
 
     Returns:
         float (batch, target_length, model_dim), then the keys and values that
@@ -156,6 +163,7 @@ class MultiHeadAttention(keras.layers.Layer):
         keys=None,
         values=None,
         start=None,
+        is_causal=False,
     ):
         query = self._heads(
             self.query_projection(hidden_states), self.num_heads
@@ -172,7 +180,7 @@ class MultiHeadAttention(keras.layers.Layer):
         if keys is not None:
             key = write_slots(keys, key, start)
             value = write_slots(values, value, start)
-        attended = self._attend(query, key, value, attention_mask)
+        attended = self._attend(query, key, value, attention_mask, is_causal)
         return self.output_projection(attended), key, value
 
     def _heads(self, projected, num_heads):
@@ -181,25 +189,48 @@ class MultiHeadAttention(keras.layers.Layer):
             (-1, ops.shape(projected)[1], num_heads, self.head_dim),
         )
 
-    def _attend(self, query, key, value, mask):
+    def _attend(self, query, key, value, mask, is_causal):
         group = self.num_heads // self.num_kv_heads
-        length = ops.shape(query)[1]
+        length = query.shape[1]
         query = query * ops.cast(self.head_dim**-0.5, query.dtype)
         query = ops.reshape(
-            query, (-1, length, self.num_kv_heads, group, self.head_dim)
+            query,
+            (-1, ops.shape(query)[1], self.num_kv_heads, group, self.head_dim),
         )
+        if is_causal and length is not None:
+            edges = [*range(0, length, BLOCK_LENGTH), length]
+            attended = [
+                self._softmax_attention(
+                    query[:, start:end],
+                    key[:, :end],
+                    value[:, :end],
+                    mask[:, start:end, :end],
+                )
+                for start, end in itertools.pairwise(edges)
+            ]
+            attended = ops.concatenate(attended, axis=1)
+        else:
+            attended = self._softmax_attention(query, key, value, mask)
+        return ops.reshape(
+            attended,
+            (-1, ops.shape(attended)[1], self.num_heads * self.head_dim),
+        )
+
+    def _softmax_attention(self, query, key, value, mask):
+        # Divided by their sum after they weigh the values: a number a row and
+        # not one a score is divided, forward and backward.
         scores = ops.einsum("btkgh,bskh->bkgts", query, key)
         mask = mask[:, None, None]
         scores = ops.where(mask, ops.cast(scores, "float32"), MASKED_SCORE)
-        weights = ops.softmax(scores, axis=-1)
-        visible = ops.any(mask, axis=-1, keepdims=True)
-        weights = weights * ops.cast(visible, "float32")
+        highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
+        exponentials = ops.where(mask, ops.exp(scores - highest), 0.0)
         attended = ops.einsum(
-            "bkgts,bskh->btkgh", ops.cast(weights, value.dtype), value
+            "bkgts,bskh->btkgh", ops.cast(exponentials, value.dtype), value
         )
-        return ops.reshape(
-            attended, (-1, length, self.num_heads * self.head_dim)
-        )
+        total = ops.transpose(ops.sum(exponentials, axis=-1), (0, 3, 1, 2))
+        # A visible row has exp(0) in its sum; a masked one is all zeros.
+        total = ops.maximum(total, 1.0)[..., None]
+        return attended / ops.cast(total, attended.dtype)
 
     def get_config(self):
         return {

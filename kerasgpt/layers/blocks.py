@@ -41,7 +41,7 @@ class DecoderBlock(keras.layers.Layer):
         hidden_states: float (batch, target_length, model_dim).
         attention_mask: bool (batch, target_length, source_length), true =
             may attend.
-        positions, keys, values, start: see `MultiHeadAttention`.
+        positions, keys, values, start, is_causal: see `MultiHeadAttention`.
 
     Returns:
         float (batch, target_length, model_dim), then keys and values as
@@ -145,6 +145,7 @@ class DecoderBlock(keras.layers.Layer):
         keys=None,
         values=None,
         start=None,
+        is_causal=False,
         training=None,
     ):
         attended, keys, values = self.attention(
@@ -154,6 +155,7 @@ class DecoderBlock(keras.layers.Layer):
             keys=keys,
             values=values,
             start=start,
+            is_causal=is_causal,
         )
         hidden_states = hidden_states + self.dropout(
             attended, training=training

@@ -223,6 +223,7 @@ class GPTBackbone(keras.Model):
             positions: int32 (batch, length), optional, default 0, 1, 2, …;
             segment_ids: int32 (batch, length), optional, default 1. Tokens
                 see their own segment only; 0 = padding.
+            Without a cache a segment's tokens stand in their order.
         cache: KVCache of earlier tokens, or None.
 
     Returns:
@@ -351,6 +352,7 @@ class GPTBackbone(keras.Model):
                 keys=None if cache is None else cache.keys[index],
                 values=None if cache is None else cache.values[index],
                 start=None if cache is None else cache.length,
+                is_causal=cache is None,
                 training=training,
             )
             all_keys.append(keys)
@@ -416,6 +418,13 @@ class GPTCausalLM(keras.Model):
     def project(self, hidden_states):
         """Returns the logits (…, vocabulary_size) of hidden states."""
         return self.backbone.token_embedding(hidden_states, reverse=True)
+
+    def output_kernel(self):
+        """Returns the (vocabulary_size, model_dim) matrix of `project`."""
+        embedding = self.backbone.token_embedding
+        if self.config.tie_embeddings:
+            return ops.convert_to_tensor(embedding.embeddings)
+        return ops.transpose(embedding.reverse_embeddings)
 
     def allocate_cache(self, batch_size, num_slots):
         """Returns an empty `KVCache` of `num_slots` tokens for each row."""

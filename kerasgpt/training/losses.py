@@ -1,26 +1,161 @@
 """Owns losses as pure functions. Not: reducing them over devices (step.py)."""
 
+import math
+
 from keras import ops
 
+# Logits that exist at a time: of the size of a processor's last cache, and of
+# the widest chunks that were still fast (experiments/benchmarks/loss_head.py).
+CHUNK_BYTES = 16 * 2**20
+# And at least so many times the kernel, whose gradient each chunk adds to.
+LEAST_KERNELS = 1
 
-def token_losses(logits, targets):
-    """Returns the cross-entropy of each target under its logits, in nats.
+
+def next_token_loss(hidden_states, kernel, targets, sample_weight):
+    """Returns the mean cross-entropy of the targets, chunk by chunk.
+
+    Logits and their gradient exist for a chunk of tokens at a time. Since the
+    loss is one number, its gradient is known up to a factor as soon as a
+    chunk's logits are, so these are never computed twice, as rematerialisation
+    (`keras.remat`) would.
 
     Args:
-        logits: float (batch, length, vocabulary_size).
+        hidden_states: float (batch, length, model_dim).
+        kernel: float (vocabulary_size, model_dim). Logits are
+            `hidden_states @ kernel.T`, in float32.
         targets: int (batch, length).
+        sample_weight: float (batch, length). Weight of each token.
 
     Returns:
-        float32 (batch, length), not reduced: a mean over tokens has to divide
-        by the tokens that count in the whole batch, which only the train step
-        knows.
+        Mean loss, float32 (), in nats, over the sum of weights, which counts
+        as 1 if it is less; then, without gradients, float32 (batch, length)
+        each: the loss of each token, and whether its target was the first of
+        the highest logits, 1 or 0.
 
     Example:
         Even logits over 4 tokens cost ln 4 nats:
 
-        >>> token_losses(ops.zeros((1, 1, 4)), [[2]]).numpy().round(4)
-        array([[1.3863]], dtype=float32)
+        >>> loss, losses, hits = next_token_loss(
+        ...     ops.ones((1, 2, 3)), ops.zeros((4, 3)), [[2, 0]], [[1.0, 0.0]])
+        >>> round(float(loss), 4), losses.numpy().round(2).tolist()
+        (1.3863, [[1.39, 1.39]])
+
+    Reference: Wijmans et al. 2024, Cut cross-entropy (arXiv 2411.09009), for
+    logits that never exist whole.
     """
-    return ops.sparse_categorical_crossentropy(
-        targets, ops.cast(logits, "float32"), from_logits=True
+    shape = ops.shape(targets)
+    model_dim = hidden_states.shape[-1]
+    hidden_states = ops.reshape(hidden_states, (-1, model_dim))
+    targets = ops.reshape(ops.cast(targets, "int32"), (-1,))
+    weights = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
+    weights = weights / ops.maximum(ops.sum(weights), 1.0)
+
+    @ops.custom_gradient
+    def mean_loss(hidden_states, kernel):
+        losses, hits, hidden_gradient, kernel_gradient = _chunks(
+            ops.cast(hidden_states, "float32"),
+            ops.cast(kernel, "float32"),
+            targets,
+            weights,
+        )
+
+        def gradient(upstream, *unused_upstreams):
+            return (
+                ops.cast(upstream * hidden_gradient, hidden_states.dtype),
+                ops.cast(upstream * kernel_gradient, kernel.dtype),
+            )
+
+        return (ops.sum(losses * weights), losses, hits), gradient
+
+    loss, losses, hits = mean_loss(hidden_states, kernel)
+    return (
+        loss,
+        ops.reshape(ops.stop_gradient(losses), shape),
+        ops.reshape(ops.stop_gradient(hits), shape),
+    )
+
+
+def _chunks(hidden_states, kernel, targets, weights):
+    """Returns losses, hits and both gradients, over chunks of tokens."""
+    num_tokens = ops.shape(hidden_states)[0]
+    vocabulary_size, model_dim = kernel.shape
+    # A length that is not known when traced cannot be cut.
+    num_chunks = (
+        math.ceil(
+            4
+            * num_tokens
+            * vocabulary_size
+            / max(CHUNK_BYTES, LEAST_KERNELS * 4 * vocabulary_size * model_dim)
+        )
+        if isinstance(num_tokens, int)
+        else 1
+    )
+    if num_chunks == 1:
+        return _chunk(hidden_states, kernel, targets, weights)
+    length = math.ceil(num_tokens / num_chunks)
+    padding = num_chunks * length - num_tokens
+
+    def cut(tensor):
+        widths = [(0, padding)] + [(0, 0)] * (len(tensor.shape) - 1)
+        tensor = ops.pad(tensor, widths)
+        return ops.reshape(tensor, (num_chunks, length, *tensor.shape[1:]))
+
+    inputs = [cut(tensor) for tensor in (hidden_states, targets, weights)]
+
+    def advance(index, state):
+        *outputs, kernel_gradient = state
+        *chunks, added = _chunk(
+            *(tensor[index] for tensor in inputs[:1]),
+            kernel,
+            *(tensor[index] for tensor in inputs[1:]),
+        )
+        for place, chunk in enumerate(chunks):
+            start = (index,) + (0,) * len(chunk.shape)
+            outputs[place] = ops.slice_update(
+                outputs[place], start, chunk[None]
+            )
+        return (*outputs, kernel_gradient + added)
+
+    # Not `ops.scan`, whose outputs must have the shape of the carry under
+    # TensorFlow.
+    *outputs, kernel_gradient = ops.fori_loop(
+        0,
+        num_chunks,
+        advance,
+        (
+            ops.zeros((num_chunks, length), "float32"),
+            ops.zeros((num_chunks, length), "float32"),
+            ops.zeros((num_chunks, length, model_dim), "float32"),
+            ops.zeros_like(kernel),
+        ),
+    )
+    losses, hits, hidden_gradient = (
+        ops.reshape(output, (-1, *output.shape[2:]))[:num_tokens]
+        for output in outputs
+    )
+    return losses, hits, hidden_gradient, kernel_gradient
+
+
+def _chunk(hidden_states, kernel, targets, weights):
+    logits = ops.matmul(hidden_states, ops.transpose(kernel))
+    highest = ops.max(logits, axis=-1)
+    exponentials = ops.exp(logits - highest[:, None])
+    total = ops.sum(exponentials, axis=-1)
+    columns = ops.arange(kernel.shape[0], dtype="int32")
+    is_target = ops.equal(columns[None], targets[:, None])
+    target_logits = ops.sum(ops.where(is_target, logits, 0.0), axis=-1)
+    losses = ops.log(total) + highest - target_logits
+    # `ops.argmax` compiles to a loop that is not vectorised.
+    is_highest = ops.equal(logits, highest[:, None])
+    first = ops.min(
+        ops.where(is_highest, columns[None], kernel.shape[0]), axis=-1
+    )
+    hits = ops.cast(ops.equal(first, targets), "float32")
+    gradient = exponentials * (weights / total)[:, None]
+    gradient = gradient - ops.where(is_target, weights[:, None], 0.0)
+    return (
+        losses,
+        hits,
+        ops.matmul(gradient, kernel),
+        ops.matmul(ops.transpose(gradient), hidden_states),
     )

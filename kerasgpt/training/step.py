@@ -2,10 +2,9 @@
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from kerasgpt.evaluation.metrics import BitsPerByte
-from kerasgpt.training.losses import token_losses
+from kerasgpt.training.losses import next_token_loss
 
 
 class TrainStep(keras.Model):
@@ -23,7 +22,9 @@ class TrainStep(keras.Model):
     and clip its own part of the batch.
 
     Args:
-        model: task model; `model(inputs)` returns logits.
+        model: task model, of which `model.backbone(inputs, training=...)`
+            gives hidden states and `model.output_kernel()` what turns them
+            into logits, see `next_token_loss`.
         clip_norm: float. Largest global norm of the gradients.
         token_bytes: list of int, UTF-8 bytes of each token id. `None` = no
             bits per byte.
@@ -70,9 +71,13 @@ class TrainStep(keras.Model):
         inputs, targets, sample_weight = data
         variables = self.model.trainable_variables
         with tf.GradientTape() as tape:
-            logits = self.model(inputs, training=True)
-            losses = token_losses(logits, targets)
-            loss = _token_mean(losses, sample_weight)
+            hidden_states = self.model.backbone(inputs, training=True)
+            loss, losses, hits = next_token_loss(
+                hidden_states,
+                self.model.output_kernel(),
+                targets,
+                sample_weight,
+            )
         gradients = [
             tf.convert_to_tensor(gradient)
             for gradient in tape.gradient(loss, variables)
@@ -93,7 +98,7 @@ class TrainStep(keras.Model):
         # A skipped step must not turn the means into NaN either.
         sample_weight = tf.where(is_finite, sample_weight, 0.0)
         losses = tf.where(is_finite, losses, 0.0)
-        self._update_metrics(losses, logits, targets, sample_weight)
+        self._update_metrics(losses, hits, targets, sample_weight)
         self.norm_mean.update_state(
             tf.where(is_finite, norm, 0.0), tf.cast(is_finite, tf.float32)
         )
@@ -102,9 +107,13 @@ class TrainStep(keras.Model):
 
     def test_step(self, data):
         inputs, targets, sample_weight = data
-        logits = self.model(inputs, training=False)
-        losses = token_losses(logits, targets)
-        self._update_metrics(losses, logits, targets, sample_weight)
+        _, losses, hits = next_token_loss(
+            self.model.backbone(inputs, training=False),
+            self.model.output_kernel(),
+            targets,
+            sample_weight,
+        )
+        self._update_metrics(losses, hits, targets, sample_weight)
         trained_only = (self.norm_mean, self.skipped_sum)
         return {
             metric.name: metric.result()
@@ -112,17 +121,8 @@ class TrainStep(keras.Model):
             if metric not in trained_only
         }
 
-    def _update_metrics(self, losses, logits, targets, sample_weight):
-        hits = ops.equal(ops.argmax(logits, axis=-1), targets)
+    def _update_metrics(self, losses, hits, targets, sample_weight):
         self.loss_mean.update_state(losses, sample_weight)
-        self.accuracy_mean.update_state(
-            ops.cast(hits, "float32"), sample_weight
-        )
+        self.accuracy_mean.update_state(hits, sample_weight)
         if self.bits_per_byte:
             self.bits_per_byte.update_state(losses, targets, sample_weight)
-
-
-def _token_mean(losses, sample_weight):
-    # At least one, so that a batch without a counted token gives 0, not NaN.
-    total = ops.maximum(ops.sum(sample_weight), 1.0)
-    return ops.sum(losses * sample_weight) / total

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+from kerasgpt.layers import attention
 from kerasgpt.layers.attention import MultiHeadAttention
 from kerasgpt.layers.cache import allocate_cache
 
@@ -134,6 +135,55 @@ def test_a_masked_key_changes_nothing():
     after = _attend(layer, ops.array(inputs), ops.array(mask))[0]
     others = [0, 1, 3, 4, 5]
     np.testing.assert_array_equal(after[:, others], before[:, others])
+
+
+@pytest.mark.parametrize("length", [4, 8, 10])
+def test_leaving_out_later_keys_changes_nothing(length, monkeypatch):
+    # Two segments, and padding at the end.
+    segment_ids = np.repeat([1, 2, 0], [length // 2, length // 2 - 1, 1])
+    same = segment_ids[:, None] == segment_ids[None]
+    mask = np.tril(same & (segment_ids[:, None] > 0))
+    mask = ops.array(np.broadcast_to(mask, (BATCH, length, length)))
+    layer = MultiHeadAttention(
+        2, num_kv_heads=1, head_dim=HEAD_DIM, rotary_base=100.0
+    )
+    inputs = _inputs(length=length)
+
+    def outputs_and_gradients(is_causal):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(
+                inputs,
+                attention_mask=mask,
+                positions=_positions(length),
+                is_causal=is_causal,
+            )[0]
+            loss = ops.sum(ops.sin(outputs))
+        watched = [inputs, *(v.value for v in layer.trainable_variables)]
+        return [outputs, *tape.gradient(loss, watched)]
+
+    expected = outputs_and_gradients(False)
+    monkeypatch.setattr(attention, "BLOCK_LENGTH", 4)
+    actual = outputs_and_gradients(True)
+    for value, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(value, other, atol=1e-5)
+
+
+def test_later_keys_are_left_out(monkeypatch):
+    # A mask that lets all see all breaks the promise, and the later half is
+    # not seen all the same.
+    monkeypatch.setattr(attention, "BLOCK_LENGTH", LENGTH // 2)
+    layer = MultiHeadAttention(2, head_dim=HEAD_DIM)
+    inputs, mask = _inputs(), ops.ones((BATCH, LENGTH, LENGTH), "bool")
+    changed = ops.slice_update(
+        inputs, (0, LENGTH // 2, 0), _inputs(1)[:, LENGTH // 2 :]
+    )
+    first = _attend(layer, inputs, mask, is_causal=True)[0]
+    second = _attend(layer, changed, mask, is_causal=True)[0]
+    np.testing.assert_array_equal(
+        first[:, : LENGTH // 2], second[:, : LENGTH // 2]
+    )
+    assert np.abs(first - second).max() > 0.01
 
 
 def test_token_by_token_over_a_cache_equals_all_at_once():

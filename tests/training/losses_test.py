@@ -1,38 +1,122 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
-from kerasgpt.training.losses import token_losses
+from kerasgpt.training import losses
+from kerasgpt.training.losses import next_token_loss
+
+
+def _from_logits(logits, targets, sample_weight):
+    """Logits as hidden states, which the identity turns into themselves."""
+    logits = ops.array(logits, "float32")
+    kernel = ops.eye(logits.shape[-1])
+    return next_token_loss(logits, kernel, ops.array(targets), sample_weight)
 
 
 def test_the_loss_of_a_token_worked_by_hand():
     # Logits (ln 3, 0) give the probabilities 3/4 and 1/4.
-    logits = ops.array([[[np.log(3.0), 0.0], [np.log(3.0), 0.0]]])
-    losses = token_losses(logits, ops.array([[0, 1]]))
-    expected = [[np.log(4 / 3), np.log(4)]]
-    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    logits = [[[np.log(3.0), 0.0], [np.log(3.0), 0.0]]]
+    loss, each, hits = _from_logits(logits, [[0, 1]], [[1.0, 3.0]])
+    np.testing.assert_allclose(each, [[np.log(4 / 3), np.log(4)]], rtol=1e-6)
+    mean = (np.log(4 / 3) + 3 * np.log(4)) / 4
+    assert float(loss) == pytest.approx(mean, rel=1e-6)
+    np.testing.assert_array_equal(hits, [[1.0, 0.0]])
 
 
-def test_losses_are_the_log_softmax_and_are_not_reduced():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(3, 4, 7)).astype("float32")
-    targets = rng.integers(0, 7, (3, 4))
-    shifted = logits - logits.max(-1, keepdims=True)
-    expected = np.log(np.exp(shifted).sum(-1)) - np.take_along_axis(
-        shifted, targets[..., None], -1
-    ).squeeze(-1)
-    losses = token_losses(ops.array(logits), ops.array(targets))
-    assert losses.shape == (3, 4)
-    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
+def test_of_equal_logits_the_first_is_the_guess():
+    _, _, hits = _from_logits(np.zeros((1, 3, 3)), [[0, 1, 2]], np.ones((1, 3)))
+    np.testing.assert_array_equal(hits, [[1.0, 0.0, 0.0]])
 
 
 def test_large_logits_stay_finite():
-    losses = token_losses(ops.array([[[1e4, 0.0]]]), ops.array([[1]]))
-    assert float(losses[0, 0]) == pytest.approx(1e4)
+    loss, each, _ = _from_logits([[[1e4, 0.0]]], [[1]], [[1.0]])
+    assert float(each[0, 0]) == pytest.approx(1e4)
+    assert float(loss) == pytest.approx(1e4)
 
 
-def test_losses_are_float32_whatever_the_logits_are():
-    logits = ops.cast(ops.zeros((1, 1, 3)), "bfloat16")
-    losses = token_losses(logits, ops.array([[1]]))
-    assert losses.dtype == "float32"
-    assert float(losses[0, 0]) == pytest.approx(np.log(3), rel=1e-6)
+def test_without_a_counted_token_the_loss_is_zero():
+    loss, _, _ = _from_logits([[[1.0, 0.0]]], [[1]], [[0.0]])
+    assert float(loss) == 0.0
+
+
+def test_losses_are_float32_whatever_the_hidden_states_are():
+    hidden_states = ops.cast(ops.zeros((1, 1, 2)), "bfloat16")
+    loss, each, _ = next_token_loss(
+        hidden_states, ops.zeros((3, 2)), [[1]], [[1.0]]
+    )
+    assert loss.dtype == each.dtype == "float32"
+    assert float(loss) == pytest.approx(np.log(3), rel=1e-6)
+
+
+def _random_case():
+    rng = np.random.default_rng(0)
+    return (
+        tf.constant(rng.normal(size=(3, 7, 5)), tf.float32),
+        tf.constant(rng.normal(size=(11, 5)), tf.float32),
+        rng.integers(0, 11, (3, 7)),
+        tf.constant(
+            rng.random((3, 7)) * (rng.random((3, 7)) < 0.7), tf.float32
+        ),
+    )
+
+
+def _loss_and_gradients(function, hidden_states, kernel, *rest):
+    with tf.GradientTape() as tape:
+        tape.watch([hidden_states, kernel])
+        loss, *outputs = function(hidden_states, kernel, *rest)
+        # A factor, so that the gradient from above is not one.
+        doubled = 2.0 * loss
+    return doubled, *tape.gradient(doubled, [hidden_states, kernel]), *outputs
+
+
+def _plain(hidden_states, kernel, targets, sample_weight):
+    """Keras' own cross-entropy, over logits that exist whole."""
+    logits = ops.matmul(hidden_states, ops.transpose(kernel))
+    each = ops.sparse_categorical_crossentropy(
+        targets, logits, from_logits=True
+    )
+    loss = ops.sum(each * sample_weight) / ops.sum(sample_weight)
+    hits = ops.equal(ops.argmax(logits, axis=-1), targets)
+    return loss, each, ops.cast(hits, "float32")
+
+
+# 21 tokens of 11 logits: one chunk; chunks that fit; a last one to fill up.
+@pytest.mark.parametrize("tokens_a_chunk", [21, 7, 4])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_losses_and_gradients_equal_those_of_keras(
+    tokens_a_chunk, jit_compile, monkeypatch
+):
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 11 * tokens_a_chunk)
+    monkeypatch.setattr(losses, "LEAST_KERNELS", 0)
+    case = _random_case()
+    chunked = tf.function(
+        lambda: _loss_and_gradients(next_token_loss, *case),
+        jit_compile=jit_compile,
+    )
+    expected = _loss_and_gradients(_plain, *case)
+    for actual, value in zip(chunked(), expected, strict=True):
+        np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-6)
+
+
+def test_logits_never_exist_whole(monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 11 * 7)
+    monkeypatch.setattr(losses, "LEAST_KERNELS", 0)
+    graph = (
+        tf.function(
+            lambda: _loss_and_gradients(next_token_loss, *_random_case())
+        )
+        .get_concrete_function()
+        .graph
+    )
+    shapes = [
+        tuple(output.shape)
+        for part in [graph, *graph._functions.values()]
+        for operation in getattr(part, "graph", part).get_operations()
+        for output in operation.outputs
+        if output.shape.rank is not None
+    ]
+    assert (7, 11) in shapes
+    assert all(
+        np.prod(shape) < 21 * 11 for shape in shapes if None not in shape
+    )

@@ -33,11 +33,14 @@ class Table(keras.Model):
             )
         self.built = True
 
-    def call(self, inputs, training=None):
+    def backbone(self, inputs, training=None):
         logits = ops.take(self.table, inputs["token_ids"], axis=0)
         if self.with_root:
             logits = logits + ops.sqrt(self.root) * ops.arange(2.0)
         return logits * inputs["scale"][:, :, None]
+
+    def output_kernel(self):
+        return ops.eye(2)
 
 
 # Token 0 gives the probabilities 3/4 and 1/4, token 1 a half each.
