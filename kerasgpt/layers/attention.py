@@ -1,7 +1,7 @@
 """Owns attention. Not: which key is visible (masks.py), the cache (cache.py).
 
-Einsum letters of this room: B batch, T target, S source, K key/value heads,
-G query heads that share one key/value head, H head width, D model width.
+Einsum letters of this room: B batch, K key/value heads, T target (of all query
+heads that share a key/value head), S source, H head width.
 """
 
 import itertools
@@ -50,7 +50,7 @@ class MultiHeadAttention(keras.layers.Layer):
         attention_mask: bool (batch, target_length, source_length), true =
             may attend.
         positions: int (batch, target_length). Used if `rotary_base` is set.
-        keys, values: float (batch, slots, num_kv_heads, head_dim). Cache of
+        keys, values: float (batch, num_kv_heads, slots, head_dim). Cache of
             this layer; source_length is then `slots`. `None` = no cache.
         start: int32 (). First cache slot to write.
         is_causal: bool. The mask, by promise, lets no token see one that
@@ -58,7 +58,8 @@ class MultiHeadAttention(keras.layers.Layer):
 
     Returns:
         float (batch, target_length, model_dim), then the keys and values that
-        were attended to: the updated cache, or those of this call.
+        were attended to, (batch, num_kv_heads, source_length, head_dim): the
+        updated cache, or those of this call.
 
     Raises:
         ValueError: if `num_heads % num_kv_heads != 0`.
@@ -70,7 +71,7 @@ class MultiHeadAttention(keras.layers.Layer):
         >>> output, keys, values = attention(
         ...     ops.ones((1, 1, 8)), attention_mask=ops.ones((1, 1, 1), "bool"))
         >>> tuple(output.shape), tuple(keys.shape)
-        ((1, 1, 8), (1, 1, 2, 4))
+        ((1, 1, 8), (1, 2, 1, 4))
 
     Reference: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2; Ainslie et
     al. 2023, GQA (arXiv 2305.13245), section 2.2; Henry et al. 2020,
@@ -177,9 +178,15 @@ class MultiHeadAttention(keras.layers.Layer):
         if self.rotary_base is not None:
             query = self.rotary(query, positions)
             key = self.rotary(key, positions)
+        # Heads before tokens: with tokens first, XLA on a CPU transposes for
+        # every product, and the whole cache for every token.
+        query, key, value = (
+            ops.transpose(states, (0, 2, 1, 3))
+            for states in (query, key, value)
+        )
         if keys is not None:
-            key = write_slots(keys, key, start)
-            value = write_slots(values, value, start)
+            key = write_slots(keys, key, start, axis=2)
+            value = write_slots(values, value, start, axis=2)
         attended = self._attend(query, key, value, attention_mask, is_causal)
         return self.output_projection(attended), key, value
 
@@ -190,47 +197,56 @@ class MultiHeadAttention(keras.layers.Layer):
         )
 
     def _attend(self, query, key, value, mask, is_causal):
-        group = self.num_heads // self.num_kv_heads
-        length = query.shape[1]
+        length = query.shape[2]
         query = query * ops.cast(self.head_dim**-0.5, query.dtype)
-        query = ops.reshape(
-            query,
-            (-1, ops.shape(query)[1], self.num_kv_heads, group, self.head_dim),
-        )
         if is_causal and length is not None:
             edges = [*range(0, length, BLOCK_LENGTH), length]
             attended = [
                 self._softmax_attention(
-                    query[:, start:end],
-                    key[:, :end],
-                    value[:, :end],
+                    query[:, :, start:end],
+                    key[:, :, :end],
+                    value[:, :, :end],
                     mask[:, start:end, :end],
                 )
                 for start, end in itertools.pairwise(edges)
             ]
-            attended = ops.concatenate(attended, axis=1)
+            attended = ops.concatenate(attended, axis=2)
         else:
             attended = self._softmax_attention(query, key, value, mask)
+        attended = ops.transpose(attended, (0, 2, 1, 3))
         return ops.reshape(
             attended,
             (-1, ops.shape(attended)[1], self.num_heads * self.head_dim),
         )
 
     def _softmax_attention(self, query, key, value, mask):
-        # Divided by their sum after they weigh the values: a number a row and
-        # not one a score is divided, forward and backward.
-        scores = ops.einsum("btkgh,bskh->bkgts", query, key)
+        # The queries of a group stand below each other: one product a key head.
+        length = ops.shape(query)[2]
+        group = self.num_heads // self.num_kv_heads
+        stacked = (-1, self.num_kv_heads, group * length)
+        scores = ops.einsum(
+            "bkth,bksh->bkts",
+            ops.reshape(query, (*stacked, self.head_dim)),
+            key,
+        )
+        scores = ops.reshape(
+            scores,
+            (-1, self.num_kv_heads, group, length, ops.shape(key)[2]),
+        )
         mask = mask[:, None, None]
         scores = ops.where(mask, ops.cast(scores, "float32"), MASKED_SCORE)
         highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
         exponentials = ops.where(mask, ops.exp(scores - highest), 0.0)
-        attended = ops.einsum(
-            "bkgts,bskh->btkgh", ops.cast(exponentials, value.dtype), value
+        exponentials = ops.reshape(exponentials, (*stacked, ops.shape(key)[2]))
+        # Divided by their sum after they weigh the values: a number a row and
+        # not one a score is divided, forward and backward. A visible row has
+        # exp(0) in its sum; a masked one is all zeros.
+        total = ops.maximum(ops.sum(exponentials, axis=-1, keepdims=True), 1.0)
+        attended = ops.matmul(ops.cast(exponentials, value.dtype), value)
+        return ops.reshape(
+            attended / ops.cast(total, attended.dtype),
+            (-1, self.num_heads, length, self.head_dim),
         )
-        total = ops.transpose(ops.sum(exponentials, axis=-1), (0, 3, 1, 2))
-        # A visible row has exp(0) in its sum; a masked one is all zeros.
-        total = ops.maximum(total, 1.0)[..., None]
-        return attended / ops.cast(total, attended.dtype)
 
     def get_config(self):
         return {

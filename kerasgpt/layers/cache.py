@@ -13,7 +13,10 @@ class KVCache(NamedTuple):
     or padded slot has segment 0, and nobody attends to it.
 
     Attributes:
-        keys: tuple, one float (batch, slots, num_kv_heads, head_dim) a layer.
+        keys: tuple, one float (batch, num_kv_heads, slots, head_dim) a layer:
+            a head's slots lie side by side, as the products with a query read
+            them. With slots before heads, XLA on a CPU copied the whole cache
+            for every token.
         values: tuple, as `keys`.
         positions: int32 (batch, slots).
         segment_ids: int32 (batch, slots). 0 = empty or padding.
@@ -31,7 +34,7 @@ def allocate_cache(
     num_layers, *, batch_size, num_slots, num_kv_heads, head_dim, dtype
 ):
     """Returns an empty `KVCache` of `num_slots` tokens a row."""
-    shape = (batch_size, num_slots, num_kv_heads, head_dim)
+    shape = (batch_size, num_kv_heads, num_slots, head_dim)
     return KVCache(
         keys=tuple(ops.zeros(shape, dtype) for _ in range(num_layers)),
         values=tuple(ops.zeros(shape, dtype) for _ in range(num_layers)),
@@ -41,13 +44,14 @@ def allocate_cache(
     )
 
 
-def write_slots(buffer, updates, start):
+def write_slots(buffer, updates, start, *, axis=1):
     """Returns `buffer` with `updates` in the slots from `start` on.
 
     Args:
-        buffer: (batch, slots, ...).
-        updates: (batch, length, ...), `length` known when traced.
+        buffer: (batch, ..., slots, ...).
+        updates: (batch, ..., length, ...), `length` known when traced.
         start: int32 (). First slot to write.
+        axis: int. Where `slots` and `length` stand, at least 1.
 
     Returns:
         As `buffer`.
@@ -59,11 +63,18 @@ def write_slots(buffer, updates, start):
         >>> write_slots(ops.zeros((1, 4)), ops.ones((1, 2)), 1)[0].numpy()
         array([0., 1., 1., 0.], dtype=float32)
     """
-    batch_size = ops.shape(buffer)[0]
-    length = ops.shape(updates)[1]
-    rows = ops.arange(batch_size, dtype="int32")[:, None]
+    shape, length = ops.shape(buffer), ops.shape(updates)[axis]
+    rows = ops.reshape(buffer, (-1, *shape[axis:]))
+    updates = ops.reshape(updates, (-1, length, *shape[axis + 1 :]))
+    count = ops.shape(rows)[0]
+    numbers = ops.arange(count, dtype="int32")[:, None]
     slots = start + ops.arange(length, dtype="int32")[None, :]
-    rows = ops.broadcast_to(rows, (batch_size, length))
-    slots = ops.broadcast_to(slots, (batch_size, length))
-    indices = ops.stack([rows, slots], axis=-1)
-    return ops.scatter_update(buffer, indices, ops.cast(updates, buffer.dtype))
+    indices = ops.stack(
+        [
+            ops.broadcast_to(numbers, (count, length)),
+            ops.broadcast_to(slots, (count, length)),
+        ],
+        axis=-1,
+    )
+    written = ops.scatter_update(rows, indices, ops.cast(updates, buffer.dtype))
+    return ops.reshape(written, shape)

@@ -62,8 +62,10 @@ def test_the_equation_written_in_numpy():
     kernel, bias = layer.output_projection.get_weights()
     expected = attended.reshape(BATCH, LENGTH, -1) @ kernel + bias
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(keys, key, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(values, value, rtol=1e-5, atol=1e-5)
+    for given, wanted in ((keys, key), (values, value)):
+        np.testing.assert_allclose(
+            given, wanted.swapaxes(1, 2), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
@@ -93,7 +95,7 @@ def test_multi_query_attention_keeps_one_key_head():
     layer = MultiHeadAttention(4, num_kv_heads=1, head_dim=HEAD_DIM)
     output, keys, _ = _attend(layer, _inputs(), _causal())
     assert output.shape == (BATCH, LENGTH, WIDTH)
-    assert keys.shape == (BATCH, LENGTH, 1, HEAD_DIM)
+    assert keys.shape == (BATCH, 1, LENGTH, HEAD_DIM)
 
 
 def test_heads_must_share_evenly():
@@ -213,9 +215,9 @@ def test_token_by_token_over_a_cache_equals_all_at_once():
             start=step,
         )
         np.testing.assert_allclose(output[:, 0], whole[:, step], atol=1e-6)
-    np.testing.assert_allclose(keys[:, :LENGTH], all_keys, atol=1e-6)
-    np.testing.assert_allclose(values[:, :LENGTH], all_values, atol=1e-6)
-    assert not np.any(keys[:, LENGTH:])
+    np.testing.assert_allclose(keys[:, :, :LENGTH], all_keys, atol=1e-6)
+    np.testing.assert_allclose(values[:, :, :LENGTH], all_values, atol=1e-6)
+    assert not np.any(keys[:, :, LENGTH:])
 
 
 def test_bfloat16_stays_near_float32():
@@ -271,4 +273,4 @@ def test_the_layer_can_be_part_of_a_functional_model():
         hidden, attention_mask=mask
     )
     assert output.shape[-2:] == (LENGTH, WIDTH)
-    assert keys.shape[-2:] == (2, HEAD_DIM)
+    assert keys.shape[-2:] == (LENGTH, HEAD_DIM)

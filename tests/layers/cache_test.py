@@ -17,7 +17,7 @@ def test_a_new_cache_is_empty_in_every_slot():
     assert isinstance(cache, KVCache)
     assert len(cache.keys) == len(cache.values) == 3
     for buffer in (*cache.keys, *cache.values):
-        assert tuple(buffer.shape) == (2, 5, 1, 4)
+        assert tuple(buffer.shape) == (2, 1, 5, 4)
         assert buffer.dtype == "bfloat16"
     assert not ops.convert_to_numpy(cache.segment_ids).any()
     assert int(cache.length) == 0
@@ -29,6 +29,15 @@ def test_updates_go_to_their_slots_and_nothing_else_changes():
     expected = buffer.copy()
     expected[:, 1:3] = -1
     written = write_slots(ops.array(buffer), ops.array(updates), 1)
+    np.testing.assert_array_equal(ops.convert_to_numpy(written), expected)
+
+
+def test_slots_may_stand_behind_the_heads():
+    buffer = np.arange(48, dtype="float32").reshape(2, 3, 4, 2)
+    updates = -np.arange(12, dtype="float32").reshape(2, 3, 1, 2)
+    expected = buffer.copy()
+    expected[:, :, 2:3] = updates
+    written = write_slots(ops.array(buffer), ops.array(updates), 2, axis=2)
     np.testing.assert_array_equal(ops.convert_to_numpy(written), expected)
 
 

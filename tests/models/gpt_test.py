@@ -372,7 +372,7 @@ def test_the_cache_takes_the_dtype_and_heads_of_the_model():
     cache = model.allocate_cache(3, 5)
     assert len(cache.keys) == 2
     assert cache.keys[0].dtype == "bfloat16"
-    assert tuple(cache.values[1].shape) == (3, 5, 2, 4)
+    assert tuple(cache.values[1].shape) == (3, 2, 5, 4)
 
 
 # Learning.
