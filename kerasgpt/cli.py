@@ -21,7 +21,8 @@ from kerasgpt.data.formats import is_unicode
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import chat
 from kerasgpt.serving.saved_model import export_saved_model
-from kerasgpt.training.plan import plan_run
+from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
+from kerasgpt.training.sft import SFTConfig
 from kerasgpt.training.stage import Interrupted
 
 
@@ -51,7 +52,7 @@ def run_script(main, config, *, stages, document):
             for key, _, _, value, _ in resolved.describe():
                 print(f"{key}={'none' if value is None else value}")
             print()
-            print("\n".join(plan_run(resolved, stages(resolved))))
+            print("\n".join(plan_run(resolved, stages)))
         else:
             main(resolved)
 
@@ -147,6 +148,32 @@ def _parser():
     command.add_argument("export_dir", help="gets a new <version>/ folder")
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.set_defaults(run=_export)
+
+    command = commands.add_parser(
+        "plan",
+        help="tell what experiments/run_sft.py would cost",
+        epilog="example: kerasgpt plan model.depth=12 --price H100=2.50",
+    )
+    command.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="as of experiments/run_sft.py, whose --help lists them",
+    )
+    command.add_argument(
+        "--price",
+        action="append",
+        default=[],
+        metavar="GPU=DOLLARS",
+        help="an hour; instead of the assumed one",
+    )
+    command.add_argument(
+        "--mfu",
+        type=float,
+        default=GPU_PEAK_FRACTION,
+        help="share of a GPU's peak that is reached; assumed %(default)s",
+    )
+    command.set_defaults(run=_plan)
     return parser
 
 
@@ -207,6 +234,34 @@ def _export(options):
         max_new_tokens=options.max_new_tokens,
     )
     print(path)
+
+
+def _sft_stages(config):
+    pretrain = {} if config.init else {"pretrain": config.pretrain}
+    return {**pretrain, "train": config.train}
+
+
+def _plan(options):
+    if not 0 < options.mfu <= 1:
+        raise InputError("--mfu must be above 0 and at most 1.")
+    prices = {}
+    for text in options.price:
+        name, _, dollars = text.partition("=")
+        try:
+            prices[name] = float(dollars)
+        except ValueError:
+            prices[name] = -1.0
+        if not 0 <= prices[name] < float("inf"):
+            raise InputError(
+                f"--price {text}: must be GPU=DOLLARS, such as H100=2.50."
+            )
+    lines = plan_run(
+        SFTConfig().override(options.settings),
+        _sft_stages,
+        prices=prices,
+        gpu_peak_fraction=options.mfu,
+    )
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

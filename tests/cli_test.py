@@ -388,6 +388,12 @@ def model_folder(tmp_path_factory):
         ["chat", "NONE"],
         ["chat", "MODEL", "--system", "caf\udce9"],
         ["export", "NONE", "somewhere"],
+        ["plan", "modle.depth=3"],
+        ["plan", "init=NONE"],
+        ["plan", "--price", "H100"],
+        ["plan", "--price", "H100=nan"],
+        ["plan", "--price", "H99=1"],
+        ["plan", "--mfu", "0"],
     ],
     ids=lambda arguments: " ".join(arguments).encode("ascii", "replace")[:40],
 )
@@ -423,7 +429,40 @@ def test_chat_passes_its_options_on(call, model_folder, monkeypatch):
     assert (received["temperature"], received["seed"]) == (0.5, 3)
 
 
-@pytest.mark.parametrize("command", ["", "chat", "generate", "export"])
+def test_plan_tells_what_would_not_fit_and_what_would(call):
+    status, out, err = call("kerasgpt", "plan", "model.depth=300")
+    assert (status, err) == (0, "")
+    assert "does not fit" in out
+    assert "  model.depth=" in out
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [([], ["pretrain", "train"]), (["init=NONE"], ["train"])],
+)
+def test_plan_takes_settings_prices_and_use(
+    call, monkeypatch, settings, stages
+):
+    received = []
+
+    def plan_run(config, stages, **options):
+        received.append((config, list(stages(config)), options))
+        return ["a line"]
+
+    monkeypatch.setattr(cli, "plan_run", plan_run)
+    options = ("--price", "RTX 4090=0.5", "--price", "L4=1", "--mfu", "0.4")
+    result = call("kerasgpt", "plan", "train.steps=7", *settings, *options)
+    assert result == (0, "a line\n", "")
+    ((config, names, options),) = received
+    assert config == sft.SFTConfig().override(["train.steps=7", *settings])
+    assert names == stages
+    assert options == {
+        "prices": {"RTX 4090": 0.5, "L4": 1.0},
+        "gpu_peak_fraction": 0.4,
+    }
+
+
+@pytest.mark.parametrize("command", ["", "chat", "generate", "export", "plan"])
 def test_help_explains_the_command(call, command):
     status, out, _ = call("kerasgpt", *filter(None, [command]), "--help")
     assert status == 0
