@@ -25,7 +25,7 @@ from experiments.benchmarks.report import (
     run_benchmark,
     table,
 )
-from experiments.benchmarks.workers.kerasgpt_worker import model_config
+from experiments.benchmarks.workers.kerasgpt_model import GPT2, model_config
 from kerasgpt.config import InputError, setting
 
 SHAPE_NAMES = (
@@ -153,8 +153,8 @@ def tokens(size):
 
 def flops(size, outcome):
     """Returns FLOP/s, by one count for all that have the same shape."""
-    is_own = outcome.name == DEFAULTS
-    config = model_config({**task_of(size), "with_defaults": is_own})
+    settings = {} if outcome.name == DEFAULTS else GPT2
+    config = model_config(task_of(size), **settings)
     per_token = config.training_flops_per_token
     return per_token * tokens(size) / outcome.spread.median
 

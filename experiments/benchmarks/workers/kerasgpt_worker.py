@@ -14,10 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from experiments.benchmarks.workers.gpt_task import (
-    NORM_EPSILON,
     batches,
     first_weights,
     loss_head_inputs,
+)
+from experiments.benchmarks.workers.kerasgpt_model import (
+    GPT2,
+    build_model,
+    model_config,
 )
 from experiments.benchmarks.workers.protocol import (
     repeat,
@@ -33,7 +37,7 @@ from kerasgpt.data.pipelines import (
     build_training_dataset,
 )
 from kerasgpt.data.sources import read_text
-from kerasgpt.models import GPTCausalLM, GPTConfig, ModelConfig
+from kerasgpt.models import GPTCausalLM, ModelConfig
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training.losses import next_token_loss
 from kerasgpt.training.optimizers import build_optimizer
@@ -41,39 +45,11 @@ from kerasgpt.training.schedules import build_schedule
 from kerasgpt.training.stage import TrainConfig
 from kerasgpt.training.step import TrainStep
 
-GPT2 = {
-    "norm": "layer",
-    "norm_epsilon": NORM_EPSILON,
-    "activation": "gelu",
-    "position": "learned",
-    "qk_norm": False,
-}
-
-
-def model_config(task):
-    """Returns the GPTConfig of a task: GPT-2's shape, or our defaults."""
-    return GPTConfig(
-        vocabulary_size=task["vocabulary_size"],
-        context_length=task["context_length"],
-        num_layers=task["num_layers"],
-        model_dim=task["model_dim"],
-        num_heads=task["num_heads"],
-        num_kv_heads=task["num_heads"],
-        head_dim=task["model_dim"] // task["num_heads"],
-        inner_dim=4 * task["model_dim"],
-        **({} if task["with_defaults"] else GPT2),
-    )
-
 
 def build_step(task):
     """Returns a compiled TrainStep, with the first weights of the task."""
-    model = GPTCausalLM(model_config(task), name="gpt")
-    model.build()
-    weights = first_weights(task)
-    for variable in model.variables:
-        name = variable.path.split("backbone/")[1].rsplit("/", 1)[0]
-        if name in weights:
-            variable.assign(weights[name])
+    settings = {} if task["with_defaults"] else GPT2
+    model = build_model(model_config(task, **settings), first_weights(task))
     step = TrainStep(model)
     step.build()
     optimizer = build_optimizer(
