@@ -126,9 +126,6 @@ if __name__ == "__main__":
     run_script(
         main,
         CONFIG,
-        stages=lambda config: (
-            ({} if config.init else {"pretrain": config.pretrain})
-            | {"train": config.train}
-        ),
+        stages=sft.stages,
         document=__doc__,
     )

@@ -21,8 +21,8 @@ from kerasgpt.data.formats import is_unicode
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import chat
 from kerasgpt.serving.saved_model import export_saved_model
+from kerasgpt.training import sft
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
-from kerasgpt.training.sft import SFTConfig
 from kerasgpt.training.stage import Interrupted
 
 
@@ -236,11 +236,6 @@ def _export(options):
     print(path)
 
 
-def _sft_stages(config):
-    pretrain = {} if config.init else {"pretrain": config.pretrain}
-    return {**pretrain, "train": config.train}
-
-
 def _plan(options):
     if not 0 < options.mfu <= 1:
         raise InputError("--mfu must be above 0 and at most 1.")
@@ -256,8 +251,8 @@ def _plan(options):
                 f"--price {text}: must be GPU=DOLLARS, such as H100=2.50."
             )
     lines = plan_run(
-        SFTConfig().override(options.settings),
-        _sft_stages,
+        sft.SFTConfig().override(options.settings),
+        sft.stages,
         prices=prices,
         gpu_peak_fraction=options.mfu,
     )

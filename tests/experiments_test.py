@@ -21,6 +21,11 @@ def run(monkeypatch, capsys):
         path = ROOT / "experiments" / f"{name}.py"
         monkeypatch.setattr(sys, "argv", [str(path), *arguments])
         monkeypatch.setattr(sys, "path", list(sys.path))
+        # A dry run would compile and time real steps.
+        monkeypatch.setattr(
+            "kerasgpt.training.speed.train_call", lambda *_: lambda: 0.0
+        )
+        monkeypatch.setattr("kerasgpt.training.speed.CALIBRATION_SECONDS", 0.0)
         try:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as stop:

@@ -135,6 +135,17 @@ class SFTResult:
     used_fraction: float
 
 
+def stages(config):
+    """Returns dict of name to TrainConfig of what a run trains.
+
+    Example:
+        >>> list(stages(SFTConfig())), list(stages(SFTConfig(init="base")))
+        (['pretrain', 'train'], ['train'])
+    """
+    before = {} if config.init else {"pretrain": config.pretrain}
+    return {**before, "train": config.train}
+
+
 def run(config, corpus, *, tell=print):
     """Fine-tunes a base model on conversations; pretrains it if need be.
 
