@@ -10,8 +10,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from kerasgpt.cli import guard
 from kerasgpt.config import InputError
+from kerasgpt.console import guard
 from kerasgpt.files import read_json
 
 # Tasks whose answer is a fact that no training chat asked for.

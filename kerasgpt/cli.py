@@ -1,12 +1,11 @@
-"""Owns the command line: parse, one call, errors as one line."""
+"""Owns the command line: parse, one call."""
 
 import argparse
 import importlib
 import os
-import signal
 import sys
 
-from kerasgpt.console import quiet_libraries
+from kerasgpt.console import guard, quiet_libraries, settings_table
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with quiet_libraries():
@@ -23,7 +22,6 @@ from kerasgpt.serving.chat import chat
 from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.training import sft
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
-from kerasgpt.training.stage import Interrupted
 
 
 def run_script(main, config, *, stages, document):
@@ -63,52 +61,6 @@ def run_script(main, config, *, stages, document):
             "overwrite=true) goes on from the last checkpoint.",
         )
     )
-
-
-def guard(function, *, interrupted="interrupted."):
-    """Calls a function and returns the exit status.
-
-    An `InputError`, or an error of the file system, is printed as one line,
-    status 2. An interruption says how to go on, status 130 (SIGINT) or 143
-    (SIGTERM).
-    """
-    # Decoding compiles a few shapes on purpose; each would draw a warning.
-    tensorflow.get_logger().setLevel("ERROR")
-    try:
-        function()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return 128 + stop.signal_number
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # The reader of our output, such as head, has left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        # A full disk, a folder without permission: no fault of the program.
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def settings_table(config):
-    """Returns one line a setting: key, type, default, meaning with unit."""
-    rows = config.describe()
-    width = max(len(key) for key, *_ in rows)
-    lines = []
-    for key, kind, unit, default, description in rows:
-        shown = "none" if default is None else str(default) or '""'
-        meaning = f"{description} [{unit}]" if unit else description
-        lines.append(
-            f"  {key:{width}}  {kind}, default {shown}\n"
-            f"  {'':{width}}    {meaning}"
-        )
-    return "\n".join(lines)
 
 
 def main():

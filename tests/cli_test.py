@@ -13,10 +13,10 @@ import pytest
 from kerasgpt import cli
 from kerasgpt.checkpoints import save_model
 from kerasgpt.config import Config, InputError, setting
+from kerasgpt.console import Interrupted
 from kerasgpt.models import GPTCausalLM
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import sft
-from kerasgpt.training.stage import Interrupted
 from tests.descriptors import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

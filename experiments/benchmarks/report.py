@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 
-from kerasgpt.cli import guard, settings_table
+from kerasgpt.console import guard, settings_table
 from kerasgpt.files import write_json, write_text
 
 

@@ -17,6 +17,9 @@ MASKED_SCORE = -1e30
 # Queries that are scored together, against the keys up to the last of them.
 # At a context of 256, blocks of 64 were no faster and compiled twice as long.
 BLOCK_LENGTH = 128
+# Backends whose `ops.dot_product_attention` takes a fused kernel by itself
+# and shares key/value heads.
+FUSED_BACKENDS = ("jax",)
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
@@ -48,7 +51,8 @@ class MultiHeadAttention(keras.layers.Layer):
     Call arguments:
         hidden_states: float (batch, target_length, model_dim).
         attention_mask: bool (batch, target_length, source_length), true =
-            may attend.
+            may attend. `None` = causal rows of one segment, by the fused
+            kernel of the backend, if it has one.
         positions: int (batch, target_length). Used if `rotary_base` is set.
         keys, values: float (batch, num_kv_heads, slots, head_dim). Cache of
             this layer; source_length is then `slots`. `None` = no cache.
@@ -199,7 +203,9 @@ class MultiHeadAttention(keras.layers.Layer):
     def _attend(self, query, key, value, mask, is_causal):
         length = query.shape[2]
         query = query * ops.cast(self.head_dim**-0.5, query.dtype)
-        if is_causal and length is not None:
+        if mask is None:
+            attended = self._fused_attention(query, key, value)
+        elif is_causal and length is not None:
             edges = [*range(0, length, BLOCK_LENGTH), length]
             attended = [
                 self._softmax_attention(
@@ -218,6 +224,16 @@ class MultiHeadAttention(keras.layers.Layer):
             attended,
             (-1, ops.shape(attended)[1], self.num_heads * self.head_dim),
         )
+
+    def _fused_attention(self, query, key, value):
+        query, key, value = (
+            ops.transpose(states, (0, 2, 1, 3))
+            for states in (query, key, value)
+        )
+        attended = ops.dot_product_attention(
+            query, key, value, scale=1.0, is_causal=True
+        )
+        return ops.transpose(attended, (0, 2, 1, 3))
 
     def _softmax_attention(self, query, key, value, mask):
         # The queries of a group stand below each other: one product a key head.

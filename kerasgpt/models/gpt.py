@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from kerasgpt.config import Config, InputError, setting
+from kerasgpt.layers.attention import FUSED_BACKENDS
 from kerasgpt.layers.blocks import DecoderBlock, build_norm
 from kerasgpt.layers.cache import KVCache, allocate_cache, write_slots
 from kerasgpt.layers.feed_forward import ACTIVATIONS
@@ -315,12 +316,15 @@ class GPTBackbone(keras.Model):
     def call(self, inputs, cache=None, training=None):
         token_ids = ops.convert_to_tensor(inputs["token_ids"], "int32")
         positions = inputs.get("positions")
+        segment_ids = inputs.get("segment_ids")
+        # Causal rows of one segment each: a fused kernel needs no mask.
+        is_plain = cache is None and positions is None and segment_ids is None
+        is_fused = is_plain and keras.backend.backend() in FUSED_BACKENDS
         if positions is None:
             positions = ops.broadcast_to(
                 ops.arange(ops.shape(token_ids)[1], dtype="int32")[None],
                 ops.shape(token_ids),
             )
-        segment_ids = inputs.get("segment_ids")
         if segment_ids is None:
             segment_ids = ops.ones_like(token_ids)
         positions = ops.convert_to_tensor(positions, "int32")
@@ -335,9 +339,11 @@ class GPTBackbone(keras.Model):
             key_segment_ids = write_slots(
                 cache.segment_ids, segment_ids, cache.length
             )
-        visible = attention_mask(
-            positions, segment_ids, key_positions, key_segment_ids
-        )
+        visible = None
+        if not is_fused:
+            visible = attention_mask(
+                positions, segment_ids, key_positions, key_segment_ids
+            )
 
         hidden_states = self.token_embedding(token_ids)
         if self.config.position == "learned":

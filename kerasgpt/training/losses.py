@@ -2,7 +2,7 @@
 
 import math
 
-from keras import ops
+from keras import ops, tree
 
 # Logits that exist at a time: of the size of a processor's last cache, and of
 # the widest chunks that were still fast (experiments/benchmarks/loss_head.py).
@@ -59,7 +59,9 @@ def next_token_loss(hidden_states, kernel, targets, sample_weight):
             weights,
         )
 
-        def gradient(upstream, *unused_upstreams):
+        def gradient(*upstreams):
+            # One an output under TensorFlow, all in one tuple under JAX.
+            upstream = tree.flatten(upstreams)[0]
             return (
                 ops.cast(upstream * hidden_gradient, hidden_states.dtype),
                 ops.cast(upstream * kernel_gradient, kernel.dtype),

@@ -17,6 +17,7 @@ import numpy as np
 from kerasgpt.checkpoints.model_folder import load_model, save_model
 from kerasgpt.checkpoints.run_state import load_run_state, save_run_state
 from kerasgpt.config import Config, InputError, setting
+from kerasgpt.console import Interrupted
 from kerasgpt.data.pipelines import (
     build_evaluation_dataset,
     build_training_dataset,
@@ -34,14 +35,6 @@ REFERENCE_LEARNING_RATE, REFERENCE_WIDTH = 3e-3, 128
 SOFTWARE = "kerasgpt"
 # All that is in a run's folder before its training begins.
 UNTRAINED_NAMES = {"config.json", "sources.txt", "tokenizer", "data"}
-
-
-class Interrupted(Exception):
-    """Training was stopped by a signal, after its state was saved."""
-
-    def __init__(self, signal_number, message):
-        super().__init__(message)
-        self.signal_number = signal_number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -274,3 +274,12 @@ def test_the_layer_can_be_part_of_a_functional_model():
     )
     assert output.shape[-2:] == (LENGTH, WIDTH)
     assert keys.shape[-2:] == (LENGTH, HEAD_DIM)
+
+
+def test_no_mask_is_plain_causal_rows():
+    attention = MultiHeadAttention(2, head_dim=4)
+    hidden_states = keras.random.normal((2, 5, 8), seed=0)
+    causal = np.tril(np.ones((2, 5, 5), bool))
+    expected, *_ = attention(hidden_states, attention_mask=causal)
+    received, *_ = attention(hidden_states, attention_mask=None)
+    np.testing.assert_allclose(received, expected, atol=1e-6)

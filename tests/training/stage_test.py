@@ -11,11 +11,11 @@ from tensorboard.backend.event_processing import event_file_loader
 
 from kerasgpt.checkpoints import list_run_states, load_model
 from kerasgpt.config import Config, InputError, setting
+from kerasgpt.console import Interrupted
 from kerasgpt.data.packing import pack
 from kerasgpt.models import GPTCausalLM
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training.stage import (
-    Interrupted,
     TrainConfig,
     claim_folder,
     train,
