@@ -265,12 +265,17 @@ class Contest:
                 return outcome
         raise KeyError(name)
 
-    def measured(self, name):
-        """Returns the Outcome so named if it was measured, or None."""
+    def ready(self, name):
+        """Returns the Outcome so named if its worker lives, or None."""
         for outcome in [*self.outcomes, *self.yardsticks]:
-            if outcome.name == name and outcome.answers and not outcome.missing:
+            if outcome.name == name and not outcome.missing:
                 return outcome
         return None
+
+    def measured(self, name):
+        """Returns the Outcome so named if it was measured, or None."""
+        outcome = self.ready(name)
+        return outcome if outcome and outcome.answers else None
 
     def play(self, request, *, rounds=None):
         """Asks every worker `rounds` times, round by round.

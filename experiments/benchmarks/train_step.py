@@ -48,8 +48,9 @@ OURS, DEFAULTS = "kerasgpt", "kerasgpt, own defaults"
 EAGER, COMPILED, STOCK = "torch eager", "torch.compile", "keras-hub fit, XLA"
 # The same function of the same weights and batches.
 EQUAL = (OURS, EAGER, COMPILED)
-# Float32 in another order, through two repetitions of AdamW.
-LOSS_TOLERANCE = 1e-3
+# Float32 in another order, through one repetition of AdamW and through two:
+# its first steps are as large for a gradient near zero as for any other.
+LOSS_TOLERANCES = (1e-3, 5e-3)
 HEADER = [
     "size",
     "contestant",
@@ -162,18 +163,21 @@ def flops(size, outcome):
 def losses_agree(outcome, reference):
     """Returns whether the first losses are those of the reference."""
     return reference is not None and all(
-        math.isclose(mine, theirs, rel_tol=LOSS_TOLERANCE)
-        for mine, theirs in zip(
-            outcome.facts["losses"], reference.facts["losses"], strict=True
+        math.isclose(mine, theirs, rel_tol=tolerance)
+        for mine, theirs, tolerance in zip(
+            outcome.facts["losses"],
+            reference.facts["losses"],
+            LOSS_TOLERANCES,
+            strict=True,
         )
     )
 
 
 def check_losses(size, contest):
     """Raises unless those who compute the same got the same losses."""
-    reference = contest.measured(OURS)
+    reference = contest.ready(OURS)
     for name in EQUAL:
-        outcome = contest.measured(name)
+        outcome = contest.ready(name)
         if reference and outcome and not losses_agree(outcome, reference):
             raise InputError(
                 f"{size}: the losses of {name} are {outcome.facts['losses']}, "
@@ -232,8 +236,9 @@ def ask(config):
     for size in sizes_of(config):
         print(f"\n{size}: ", end="")
         with Contest(contestants(task_of(size), config), config) as contest:
+            # Before the time is spent.
+            check_losses(size, contest)
             contest.play({"run": 1})
-        check_losses(size, contest)
         rows += [row(size, contest, outcome) for outcome in contest.outcomes]
         figures += speed_figures(size, contest)
         mine = contest.measured(OURS)
