@@ -3,6 +3,7 @@
 Not: how they are measured (contest.py).
 """
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -12,8 +13,13 @@ import statistics
 import subprocess
 import sys
 
-from kerasgpt.console import guard, settings_table
+from kerasgpt.console import guard, quiet_libraries, settings_table
 from kerasgpt.files import write_json, write_text
+
+# TensorFlow greets when it is loaded; where it is missing, only workers need
+# a backend.
+with quiet_libraries(), contextlib.suppress(ImportError):
+    import keras  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True)
