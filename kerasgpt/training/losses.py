@@ -8,7 +8,7 @@ from keras import ops, tree
 # the widest chunks that were still fast (experiments/benchmarks/loss_head.py).
 CHUNK_BYTES = 16 * 2**20
 # And at least so many times the kernel, whose gradient each chunk adds to.
-LEAST_KERNELS = 1
+LEAST_KERNELS = 0.5
 
 
 def next_token_loss(hidden_states, kernel, targets, sample_weight):
