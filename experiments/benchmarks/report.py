@@ -182,7 +182,12 @@ def write_record(config, answer, document):
     write_json(
         folder / f"{name}.json",
         {
-            "settings": config.to_dict(),
+            # Without what is a path on this machine.
+            "settings": {
+                key: value
+                for key, value in config.to_dict().items()
+                if key not in ("record", "peers_python")
+            },
             "figures": [dataclasses.asdict(f) for f in answer.figures],
             **answer.data,
         },

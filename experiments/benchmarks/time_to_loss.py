@@ -213,7 +213,8 @@ def ask(config):
         raise InputError("data.path=: name the text file to learn.")
     if not pathlib.Path(config.data.path).is_file():
         raise InputError(f"data.path={config.data.path}: no such file.")
-    with Contest(contestants(config), config) as contest:
+    # Yardsticks at every turn would take longer than the race.
+    with Contest(contestants(config), config, with_yardsticks=False) as contest:
         counts = {
             outcome.facts["validation_tokens"]
             for outcome in contest.outcomes
