@@ -16,32 +16,13 @@ from experiments.benchmarks.workers.decode_task import (
     prompts,
     weights,
 )
-from experiments.benchmarks.workers.keras_hub_worker import NAMES
+from experiments.benchmarks.workers.keras_hub_model import build_backbone
 from experiments.benchmarks.workers.protocol import serve, versions
 
 
-def build_model(task):
-    backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=task["vocabulary_size"],
-        num_layers=task["num_layers"],
-        num_heads=task["num_heads"],
-        hidden_dim=task["model_dim"],
-        intermediate_dim=4 * task["model_dim"],
-        dropout=0.0,
-        max_sequence_length=task["context_length"],
-    )
-    values = weights(task)
-    for variable in backbone.variables:
-        name = variable.path.rsplit("/", 1)[0]
-        for theirs, our in NAMES.items():
-            name = name.replace(theirs, our)
-        if name in values and not variable.path.endswith("bias"):
-            variable.assign(values[name].reshape(variable.shape))
-    return keras_hub.models.GPT2CausalLM(backbone)
-
-
 def decode(task):
-    model = build_model(task)
+    backbone = build_backbone(task, weights(task))
+    model = keras_hub.models.GPT2CausalLM(backbone)
     model.compile(sampler="greedy", jit_compile=task["jit_compile"])
     length = task["prompt_length"]
     shape = (task["batch_size"], length + task["new_tokens"])

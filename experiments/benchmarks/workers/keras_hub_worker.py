@@ -10,7 +10,6 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))
 
 import keras
-import keras_hub
 import numpy as np
 import tensorflow as tf
 
@@ -19,6 +18,7 @@ from experiments.benchmarks.workers.gpt_task import (
     batches,
     first_weights,
 )
+from experiments.benchmarks.workers.keras_hub_model import build_backbone
 from experiments.benchmarks.workers.protocol import (
     repeat,
     serve,
@@ -26,33 +26,9 @@ from experiments.benchmarks.workers.protocol import (
     versions,
 )
 
-# Theirs -> ours.
-NAMES = {
-    "transformer_layer": "block",
-    "self_attention/attention_output": "attention/output",
-    "self_attention": "attention",
-    "feedforward_intermediate_dense": "feed_forward/up",
-    "feedforward_output_dense": "feed_forward/down",
-}
-
 
 def train_step(task):
-    backbone = keras_hub.models.GPT2Backbone(
-        vocabulary_size=task["vocabulary_size"],
-        num_layers=task["num_layers"],
-        num_heads=task["num_heads"],
-        hidden_dim=task["model_dim"],
-        intermediate_dim=4 * task["model_dim"],
-        dropout=0.0,
-        max_sequence_length=task["context_length"],
-    )
-    weights = first_weights(task)
-    for variable in backbone.variables:
-        name = variable.path.rsplit("/", 1)[0]
-        for theirs, our in NAMES.items():
-            name = name.replace(theirs, our)
-        if name in weights and not variable.path.endswith("bias"):
-            variable.assign(weights[name].reshape(variable.shape))
+    backbone = build_backbone(task, first_weights(task))
     logits = backbone.token_embedding(backbone.output, reverse=True)
     model = keras.Model(backbone.input, logits)
     optimizer = keras.optimizers.AdamW(
