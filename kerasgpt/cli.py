@@ -18,7 +18,8 @@ from kerasgpt.checkpoints.model_folder import load_model
 from kerasgpt.config import InputError
 from kerasgpt.data.formats import is_unicode
 from kerasgpt.generation.generate import Generator
-from kerasgpt.serving.chat import chat
+from kerasgpt.serving.chat import RemoteGenerator, chat
+from kerasgpt.serving.client import OpenAIClient
 from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.training import sft
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
@@ -69,14 +70,22 @@ def main():
     sys.exit(guard(lambda: options.run(options)))
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message}; see {self.prog} --help.\n")
+
+
 def _parser():
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kerasgpt",
         description="Use a model that experiments/run_sft.py trained.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("chat", help="talk with a model")
-    command.add_argument("folder", help="run or model folder")
+    command.add_argument(
+        "folder", help="run or model folder, or http://… of a server"
+    )
+    command.add_argument("--model", help="of a server; default: its first")
     command.add_argument("--system", default="", help="first, hidden message")
     _add_sampling(command)
     command.set_defaults(run=_chat)
@@ -126,7 +135,67 @@ def _parser():
         help="share of a GPU's peak that is reached; assumed %(default)s",
     )
     command.set_defaults(run=_plan)
+
+    command = commands.add_parser(
+        "serve",
+        help="answer over HTTP: TF Serving's REST, OpenAI's API, a chat page",
+        epilog="example: kerasgpt serve saved_models/shop_chat",
+        # Defaults are ServeConfig's.
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_serving(command)
+    command.set_defaults(run=_serve)
     return parser
+
+
+def _add_serving(command):
+    command.add_argument(
+        "folder", nargs="?", help="exported model: holds a folder a version"
+    )
+    for flag, kind, text in (
+        ("--host", str, "address to listen at; default 127.0.0.1"),
+        ("--rest_api_port", int, "default 8501; 0 = any that is free"),
+        ("--port", int, "of gRPC; default 0 = none"),
+        ("--model_name", str, "default: the folder's name"),
+        ("--model_base_path", str, "the same as FOLDER"),
+        ("--model_config_file", str, "several models, versions, labels"),
+        ("--rest_api_timeout_in_ms", int, "default 30000"),
+        ("--file_system_poll_wait_seconds", float, "default 1; 0 = once"),
+        (
+            "--allow_version_labels_for_unavailable_models",
+            bool,
+            "a label may name a version that is not served yet",
+        ),
+        (
+            "--rest_api_enable_cors_support",
+            bool,
+            "let pages of other origins ask",
+        ),
+        ("--monitoring_config_file", str, "prometheus_config { enable: true }"),
+        ("--metrics", bool, "serve /monitoring/prometheus/metrics"),
+        ("--upstream", str, "URL of the TF Serving that runs the model"),
+        ("--api-key", str, "bearer token; better in KERASGPT_API_KEY"),
+        ("--max-body-bytes", int, "default 1048576"),
+        ("--requests-per-minute", int, "of an address; default 0 = any"),
+        ("--log-texts", bool, "write what is asked to the log, too"),
+        ("--shutdown-seconds", int, "for answers still running; default 30"),
+        ("--print-docker", bool, "print how TF Serving serves it, and exit"),
+        ("--print-config", bool, "print files for TF Serving, and exit"),
+    ):
+        if kind is bool:
+            # --flag, and --flag=false as TF Serving has it.
+            options = {"nargs": "?", "const": True, "type": _switch}
+            options["metavar"] = "true|false"
+        else:
+            options = {"type": kind, "metavar": kind.__name__.upper()}
+        command.add_argument(flag, help=text, **options)
+
+
+def _switch(text):
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError("must be true or false")
+    return words[text.lower()]
 
 
 def _add_sampling(command):
@@ -157,8 +226,14 @@ def _sampling(options):
 def _chat(options):
     if not is_unicode(options.system):
         raise InputError("--system is no valid UTF-8.")
-    generator = Generator(*load_model(options.folder))
-    chat(generator, system=options.system, **_sampling(options))
+    talk = {"system": options.system, **_sampling(options)}
+    if options.folder.startswith(("http://", "https://")):
+        # Not an option: everyone on the machine can read a command line.
+        api_key = os.environ.get("KERASGPT_API_KEY")
+        with OpenAIClient(options.folder, api_key=api_key) as client:
+            chat(RemoteGenerator(client, model=options.model), **talk)
+    else:
+        chat(Generator(*load_model(options.folder)), **talk)
 
 
 def _generate(options):
@@ -186,6 +261,22 @@ def _export(options):
         max_new_tokens=options.max_new_tokens,
     )
     print(path)
+
+
+def _serve(options):
+    # Not above: the other commands need no web server.
+    server = importlib.import_module("kerasgpt.serving.server")
+    flags = {"api_key": os.environ.get("KERASGPT_API_KEY", "")}
+    flags |= vars(options)
+    del flags["run"]
+    is_docker = flags.pop("print_docker", False)
+    is_config = flags.pop("print_config", False)
+    config = server.ServeConfig(**flags)
+    if is_docker or is_config:
+        lines = server.docker_command if is_docker else server.config_files
+        print("\n".join(lines(config)))
+    else:
+        server.serve(config)
 
 
 def _plan(options):

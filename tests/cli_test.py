@@ -15,6 +15,7 @@ from kerasgpt.checkpoints import save_model
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.console import Interrupted
 from kerasgpt.models import GPTCausalLM
+from kerasgpt.serving import server
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import sft
 from tests.descriptors import tiny_config
@@ -394,6 +395,14 @@ def model_folder(tmp_path_factory):
         ["plan", "--price", "H100=nan"],
         ["plan", "--price", "H99=1"],
         ["plan", "--mfu", "0"],
+        ["plan", "--mfu", "much"],
+        ["serve"],
+        ["serve", "MODEL", "--rest_api_port", "0"],
+        ["serve", "NONE", "--rest_api_port=http"],
+        ["serve", "NONE", "--metrics=perhaps"],
+        ["serve", "NONE", "--what"],
+        ["serve", "NONE", "--print-docker"],
+        ["serve", "--model_config_file", "NONE"],
     ],
     ids=lambda arguments: " ".join(arguments).encode("ascii", "replace")[:40],
 )
@@ -429,6 +438,37 @@ def test_chat_passes_its_options_on(call, model_folder, monkeypatch):
     assert (received["temperature"], received["seed"]) == (0.5, 3)
 
 
+def test_chat_talks_with_a_server(call, monkeypatch):
+    talks = []
+
+    def talk(generator, **options):
+        talks.append((generator, options))
+
+    def generator(client, *, model):
+        return client.url, client._client.headers, model
+
+    monkeypatch.setattr(cli, "chat", talk)
+    monkeypatch.setattr(cli, "RemoteGenerator", generator)
+    monkeypatch.setenv("KERASGPT_API_KEY", "secret")
+    arguments = ("chat", "http://a.test", "--model", "shop", "--seed", 3)
+    assert call("kerasgpt", *arguments) == (0, "", "")
+    ((made, options),) = talks
+    assert made[0] == "http://a.test" and made[2] == "shop"
+    assert made[1]["authorization"] == "Bearer secret"
+    assert options["seed"] == 3 and options["system"] == ""
+
+
+def test_a_server_that_is_not_there_is_told(call):
+    # Port 9 is for nobody who answers.
+    assert_refused(
+        call("kerasgpt", "chat", "http://127.0.0.1:9"),
+        "http://127.0.0.1:9: no answer: ",
+    )
+    assert_refused(
+        call("kerasgpt", "chat", "http://127.0.0.1:port"), "127.0.0.1:port: "
+    )
+
+
 def test_plan_tells_what_would_not_fit_and_what_would(call):
     status, out, err = call("kerasgpt", "plan", "model.depth=300")
     assert (status, err) == (0, "")
@@ -462,7 +502,57 @@ def test_plan_takes_settings_prices_and_use(
     }
 
 
-@pytest.mark.parametrize("command", ["", "chat", "generate", "export", "plan"])
+def test_serve_takes_the_flags_of_tensorflow_serving(call, monkeypatch):
+    received = []
+    monkeypatch.setattr(server, "serve", lambda config: received.append(config))
+    monkeypatch.setenv("KERASGPT_API_KEY", "secret")
+    flags = (
+        *("--rest_api_port=0", "--port", 8500, "--model_name=other"),
+        *("--rest_api_enable_cors_support", "--metrics=false"),
+        *("--file_system_poll_wait_seconds=0", "--max-body-bytes", 9),
+    )
+    assert call("kerasgpt", "serve", "shop", *flags) == (0, "", "")
+    expected = server.ServeConfig(
+        folder="shop",
+        rest_api_port=0,
+        port=8500,
+        model_name="other",
+        rest_api_enable_cors_support=True,
+        file_system_poll_wait_seconds=0,
+        max_body_bytes=9,
+        api_key="secret",
+    )
+    assert received == [expected]
+    call("kerasgpt", "serve", "shop", "--api-key", "other")
+    assert received[1].api_key == "other"
+
+
+def test_every_flag_of_serve_has_its_help_and_setting(call):
+    _, out, _ = call("kerasgpt", "serve", "--help")
+    for field in dataclasses.fields(server.ServeConfig):
+        name = field.name
+        assert name in out or name.replace("_", "-") in out
+
+
+def test_serve_prints_what_tensorflow_serving_needs(call, tmp_path):
+    (tmp_path / "shop").mkdir()
+    status, out, err = call(
+        "kerasgpt", "serve", tmp_path / "shop", "--print-config"
+    )
+    assert (status, err) == (0, "")
+    assert 'base_path: "/models/shop"' in out
+
+
+def test_other_commands_load_no_web_server():
+    names = "{'starlette', 'uvicorn'}"
+    code = f"import sys, kerasgpt.cli; print({names} & {{*sys.modules}})"
+    out = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert out == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["", "chat", "generate", "export", "plan", "serve"]
+)
 def test_help_explains_the_command(call, command):
     status, out, _ = call("kerasgpt", *filter(None, [command]), "--help")
     assert status == 0

@@ -13,6 +13,7 @@ from kerasgpt.layers import (
     MultiHeadAttention,
     RotaryEmbedding,
 )
+from kerasgpt.layers.projection import Projection
 from kerasgpt.models import GPTBackbone, GPTCausalLM, GPTConfig
 from kerasgpt.tokenizers import (
     ByteTokenizer,
@@ -92,6 +93,11 @@ LAYERS = (
         MultiHeadAttention,
         lambda: MultiHeadAttention(2, qk_norm=True, **ATTENTION),
         _block_inputs,
+    ),
+    Subject(
+        Projection,
+        lambda: Projection(6),
+        lambda: (_hidden_states(BATCH, LENGTH, WIDTH), {}),
     ),
     Subject(
         FeedForward,

@@ -10,8 +10,11 @@ from kerasgpt.config import InputError
 from kerasgpt.generation.samplers import (
     IMPOSSIBLE,
     SamplerSettings,
+    TokenCounts,
     choose_next,
+    penalise,
 )
+from kerasgpt.layers.cache import slot_writer
 from kerasgpt.tokenizers.chat_template import ChatTemplate
 from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
 
@@ -20,27 +23,83 @@ class DecodeState(NamedTuple):
     """Where a batch stands between two tokens.
 
     Attributes:
-        token_ids: int32 (batch, max_new_tokens). Generated so far, then 0.
+        token_ids: int32 (batch, room). Generated so far, then 0.
+        log_probabilities: float32 (batch, room). Of those, under the model:
+            before penalties, temperature and filters; then 0.
+        top: () or TopTokens.
         num_tokens: int32 (batch,). Generated so far, the stop id included.
         is_finished: bool (batch,).
-        lengths: int32 (batch,). Tokens of each prompt.
+        lengths: int32 (batch,). Tokens of each row before the first of these.
         logits: float32 (batch, vocabulary_size). Of the next token.
-        is_seen: bool (batch, vocabulary_size). Tokens in the text so far.
+        counts: () or TokenCounts. Without them there are no penalties.
         step: int32 (). Tokens the longest row has generated.
         cache: KVCache.
     """
 
     token_ids: Any
+    log_probabilities: Any
+    top: Any
     num_tokens: Any
     is_finished: Any
     lengths: Any
     logits: Any
-    is_seen: Any
+    counts: Any
     step: Any
     cache: Any
 
+    @classmethod
+    def start(cls, *, room, top_tokens=0, **values):
+        """Returns a state in which nothing is generated yet.
 
-def prefill(model, token_ids, lengths, *, max_new_tokens):
+        Args:
+            room: int. Tokens a row may generate.
+            top_tokens: int. As `TopTokens` holds for each; 0 = none.
+            **values: lengths, logits, cache, perhaps counts and is_finished.
+        """
+        batch_size = ops.shape(values["logits"])[0]
+        top = ()
+        if top_tokens:
+            shape = (batch_size, room, top_tokens)
+            top = TopTokens(ops.zeros(shape, "int32"), ops.zeros(shape))
+        fresh = {
+            "token_ids": ops.zeros((batch_size, room), "int32"),
+            "log_probabilities": ops.zeros((batch_size, room)),
+            "top": top,
+            "num_tokens": ops.zeros((batch_size,), "int32"),
+            "is_finished": ops.zeros((batch_size,), "bool"),
+            "counts": (),
+            "step": ops.zeros((), "int32"),
+        }
+        return cls(**{**fresh, **values})
+
+
+class TopTokens(NamedTuple):
+    """The likeliest tokens where a token was generated, likeliest first.
+
+    Attributes:
+        token_ids: int32 (batch, room, count).
+        log_probabilities: float32 (batch, room, count).
+    """
+
+    token_ids: Any
+    log_probabilities: Any
+
+
+def count_prompt(token_ids, is_token, vocabulary_size):
+    """Returns the TokenCounts of prompts (batch, length) and their mask."""
+    shape = ops.shape(token_ids)
+    rows = ops.arange(shape[0], dtype="int32")[:, None]
+    # Padding counts as token 0, <|pad|>, which is never generated anyhow.
+    seen = ops.where(is_token, token_ids, 0)
+    empty = ops.zeros((shape[0], vocabulary_size), "int32")
+    indices = ops.stack([ops.broadcast_to(rows, shape), seen], axis=-1)
+    is_in_prompt = ops.scatter_update(
+        ops.cast(empty, "bool"), indices, ops.ones_like(is_token)
+    )
+    return TokenCounts(is_in_prompt, empty)
+
+
+def prefill(model, token_ids, lengths, *, max_new_tokens, with_counts=True):
     """Reads all prompts at once and returns the state before the first token.
 
     Args:
@@ -48,17 +107,16 @@ def prefill(model, token_ids, lengths, *, max_new_tokens):
         token_ids: int32 (batch, prompt_length), rows padded at the end.
         lengths: int32 (batch,). Tokens of each row, at least 1.
         max_new_tokens: int. Room to reserve for each row.
+        with_counts: bool. Count tokens, so that penalties can be had.
 
     Returns:
         DecodeState.
     """
-    batch_size, prompt_length = ops.shape(token_ids)
+    shape = ops.shape(token_ids)
     positions = ops.broadcast_to(
-        ops.arange(prompt_length, dtype="int32")[None],
-        (batch_size, prompt_length),
+        ops.arange(shape[1], dtype="int32")[None], shape
     )
     is_token = positions < lengths[:, None]
-    cache = model.allocate_cache(batch_size, prompt_length + max_new_tokens)
     hidden_states, cache = model.backbone(
         {
             "token_ids": token_ids,
@@ -66,47 +124,46 @@ def prefill(model, token_ids, lengths, *, max_new_tokens):
             "positions": ops.where(is_token, positions, 0),
             "segment_ids": ops.cast(is_token, "int32"),
         },
-        cache=cache,
+        return_cache=True,
     )
     last = ops.take_along_axis(
         hidden_states, (lengths - 1)[:, None, None], axis=1
     )
-    rows = ops.broadcast_to(
-        ops.arange(batch_size, dtype="int32")[:, None],
-        (batch_size, prompt_length),
-    )
-    # Padding counts as token 0, <|pad|>, which is never generated anyhow.
-    seen_ids = ops.where(is_token, token_ids, 0)
-    is_seen = ops.scatter_update(
-        ops.zeros((batch_size, model.config.vocabulary_size), "bool"),
-        ops.stack([rows, seen_ids], axis=-1),
-        ops.ones_like(is_token),
-    )
-    return DecodeState(
-        token_ids=ops.zeros((batch_size, max_new_tokens), "int32"),
-        num_tokens=ops.zeros((batch_size,), "int32"),
-        is_finished=ops.zeros((batch_size,), "bool"),
+    counts = ()
+    if with_counts:
+        counts = count_prompt(token_ids, is_token, model.config.vocabulary_size)
+    return DecodeState.start(
+        room=max_new_tokens,
         lengths=lengths,
         logits=model.project(last)[:, 0],
-        is_seen=is_seen,
-        step=ops.zeros((), "int32"),
-        cache=cache,
+        counts=counts,
+        cache=cache.resized(shape[1] + max_new_tokens),
     )
 
 
-def decode(model, state, settings, *, max_new_tokens, stop_id, num_steps):
+def decode(
+    model,
+    state,
+    settings,
+    *,
+    max_new_tokens,
+    stop_ids,
+    num_steps,
+    slot_writer=slot_writer,
+):
     """Generates up to `num_steps` more tokens a row.
 
-    A row ends with `stop_id`, or when it has its `max_new_tokens`.
+    A row ends with its stop id, or when it has its `max_new_tokens`.
 
     Args:
         model: GPTCausalLM.
         state: DecodeState.
         settings: SamplerSettings.
         max_new_tokens: int32 (batch,). At most the room that was reserved.
-        stop_id: int32 (). Ends a row; it is counted as generated. No other
-            control id is ever generated.
+        stop_ids: int32 (batch,). Ends a row; it is counted as generated. No
+            other control id is ever generated.
         num_steps: int32 ().
+        slot_writer: see `GPTBackbone`.
 
     Returns:
         DecodeState.
@@ -114,8 +171,10 @@ def decode(model, state, settings, *, max_new_tokens, stop_id, num_steps):
     last_step = state.step + num_steps
     token_range = ops.arange(model.config.vocabulary_size, dtype="int32")
     is_banned = ops.logical_and(
-        token_range < len(CONTROL_TOKENS), ops.not_equal(token_range, stop_id)
+        token_range[None] < len(CONTROL_TOKENS),
+        ops.not_equal(token_range[None], stop_ids[:, None]),
     )
+    column = ops.arange(ops.shape(state.token_ids)[1], dtype="int32")[None]
 
     def is_running(state):
         return ops.logical_and(
@@ -124,44 +183,60 @@ def decode(model, state, settings, *, max_new_tokens, stop_id, num_steps):
         )
 
     def advance(state):
-        logits = ops.where(is_banned[None], IMPOSSIBLE, state.logits)
-        chosen = choose_next(logits, settings, state.step, state.is_seen)
         is_open = ops.logical_not(state.is_finished)
+        positions = state.lengths + state.step
+        logits, counts = state.logits, state.counts
+        if counts:
+            logits = penalise(logits, settings, counts)
+        logits = ops.where(is_banned, IMPOSSIBLE, logits)
+        chosen = choose_next(logits, settings, positions)
         chosen = ops.where(is_open, chosen, 0)
-        num_slots = ops.shape(state.token_ids)[1]
-        column = ops.arange(num_slots, dtype="int32")
-        token_ids = ops.where(
-            (column == state.step)[None], chosen[:, None], state.token_ids
-        )
+        if counts:
+            counts = counts.add(chosen, is_open)
         num_tokens = state.num_tokens + ops.cast(is_open, "int32")
         is_finished = ops.logical_or(
             state.is_finished,
             ops.logical_or(
-                ops.equal(chosen, stop_id), num_tokens >= max_new_tokens
+                ops.equal(chosen, stop_ids), num_tokens >= max_new_tokens
             ),
         )
+        # Where this step's results are kept.
+        place = ops.logical_and(ops.equal(column, state.step), is_open[:, None])
+        scores = log_probabilities(state.logits)
+        score = ops.take_along_axis(scores, chosen[:, None], axis=1)
+        top = state.top
+        if top:
+            values, ids = ops.top_k(scores, top.token_ids.shape[2])
+            top = TopTokens(
+                ops.where(
+                    place[:, :, None],
+                    ops.cast(ids, "int32")[:, None],
+                    top.token_ids,
+                ),
+                ops.where(
+                    place[:, :, None], values[:, None], top.log_probabilities
+                ),
+            )
         hidden_states, cache = model.backbone(
             {
                 "token_ids": chosen[:, None],
-                "positions": ops.where(is_open, state.lengths + state.step, 0)[
-                    :, None
-                ],
-                "segment_ids": ops.cast(is_open, "int32")[:, None],
+                # A finished row may stand beyond the context.
+                "positions": ops.minimum(
+                    positions, model.config.context_length - 1
+                )[:, None],
             },
             cache=state.cache,
-        )
-        vocabulary_size = model.config.vocabulary_size
-        is_seen = ops.logical_or(
-            state.is_seen,
-            ops.cast(ops.one_hot(chosen, vocabulary_size), "bool"),
+            slot_writer=slot_writer,
         )
         return DecodeState(
-            token_ids=token_ids,
+            token_ids=ops.where(place, chosen[:, None], state.token_ids),
+            log_probabilities=ops.where(place, score, state.log_probabilities),
+            top=top,
             num_tokens=num_tokens,
             is_finished=is_finished,
             lengths=state.lengths,
             logits=model.project(hidden_states)[:, 0],
-            is_seen=is_seen,
+            counts=counts,
             step=state.step + 1,
             cache=cache,
         )
@@ -175,6 +250,11 @@ def decode(model, state, settings, *, max_new_tokens, stop_id, num_steps):
         flat,
     )
     return tf.nest.pack_sequence_as(state, flat)
+
+
+def log_probabilities(logits):
+    """Returns natural logarithms of probabilities, float32, as `logits`."""
+    return ops.log_softmax(ops.cast(logits, "float32"), axis=-1)
 
 
 class Generator:
@@ -204,13 +284,13 @@ class Generator:
             self.model, token_ids, lengths, max_new_tokens=new_tokens.shape[0]
         )
 
-    def _traced_decode(self, state, settings, limits, stop_id, num_steps):
+    def _traced_decode(self, state, settings, limits, stop_ids, num_steps):
         return decode(
             self.model,
             state,
             settings,
             max_new_tokens=limits,
-            stop_id=stop_id,
+            stop_ids=stop_ids,
             num_steps=num_steps,
         )
 
@@ -272,7 +352,7 @@ class Generator:
         results = [None] * len(prompts)
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            state, settings, limits, stop_id = self._start(
+            state, settings, limits, stop_ids = self._start(
                 [prompts[row] for row in rows],
                 rows,
                 max_new_tokens,
@@ -280,13 +360,13 @@ class Generator:
                 sampling,
             )
             state = self._decode(
-                state, settings, limits, stop_id, tf.constant(1 << 30)
+                state, settings, limits, stop_ids, tf.constant(1 << 30)
             )
             token_ids = state.token_ids.numpy()
             counts = state.num_tokens.numpy()
             for index, row in enumerate(rows):
                 ids = token_ids[index, : counts[index]].tolist()
-                if ids and ids[-1] == int(stop_id):
+                if ids and ids[-1] == int(stop_ids[0]):
                     ids.pop()
                 results[row] = ids
         return results
@@ -303,7 +383,7 @@ class Generator:
         Yields:
             str.
         """
-        state, settings, limits, stop_id = self._start(
+        state, settings, limits, stop_ids = self._start(
             [self.template.prompt(conversation)],
             [0],
             max_new_tokens,
@@ -313,7 +393,7 @@ class Generator:
         told = ""
         while True:
             state = self._decode(
-                state, settings, limits, stop_id, tf.constant(1)
+                state, settings, limits, stop_ids, tf.constant(1)
             )
             is_finished = bool(state.is_finished[0])
             ids = state.token_ids[0, : int(state.num_tokens[0])].numpy()
@@ -370,8 +450,8 @@ class Generator:
             tf.constant(lengths),
             tf.zeros((new_tokens,)),
         )
-        stop_id = tf.constant(self.tokenizer.control_id(stop_token))
-        return state, settings, tf.constant(limits), stop_id
+        stop_ids = tf.fill((rows,), self.tokenizer.control_id(stop_token))
+        return state, settings, tf.constant(limits), stop_ids
 
 
 def _power_of_two(count, *, smallest=1):

@@ -20,6 +20,10 @@ class SamplerSettings(NamedTuple):
             the likeliest; 0 = all.
         repetition_penalty: float32 (batch,). Divides positive and multiplies
             negative logits of tokens that stand in the text; 1 = none.
+        frequency_penalty: float32 (batch,). Taken from a token's logit for
+            each time it was generated; 0 = none.
+        presence_penalty: float32 (batch,). Taken once from the logits of
+            tokens that were generated; 0 = none.
         seed: int32 (batch,). Equal seeds draw equal numbers.
     """
 
@@ -28,6 +32,8 @@ class SamplerSettings(NamedTuple):
     top_p: Any
     min_p: Any
     repetition_penalty: Any
+    frequency_penalty: Any
+    presence_penalty: Any
     seed: Any
 
     @classmethod
@@ -40,6 +46,8 @@ class SamplerSettings(NamedTuple):
         top_p=1.0,
         min_p=0.0,
         repetition_penalty=1.0,
+        frequency_penalty=0.0,
+        presence_penalty=0.0,
         seed=0,
     ):
         """Returns equal settings for all rows.
@@ -53,6 +61,8 @@ class SamplerSettings(NamedTuple):
             "top_p": (top_p, 0.0, 1.0),
             "min_p": (min_p, 0.0, 1.0),
             "repetition_penalty": (repetition_penalty, 1e-3, float("inf")),
+            "frequency_penalty": (frequency_penalty, -2.0, 2.0),
+            "presence_penalty": (presence_penalty, -2.0, 2.0),
         }
         for name, (value, low, high) in ranges.items():
             if not low <= value <= high or value == float("inf"):
@@ -69,47 +79,92 @@ class SamplerSettings(NamedTuple):
             top_p=fill(top_p, "float32"),
             min_p=fill(min_p, "float32"),
             repetition_penalty=fill(repetition_penalty, "float32"),
+            frequency_penalty=fill(frequency_penalty, "float32"),
+            presence_penalty=fill(presence_penalty, "float32"),
             seed=fill(seed, "int32"),
         )
 
 
-def choose_next(logits, settings, step, is_seen):
-    """Returns one token id a row.
+class TokenCounts(NamedTuple):
+    """Which tokens a row's text holds, for penalties.
 
-    The penalty comes first, then temperature, then top-k, top-p and min-p,
-    each judging the distribution that temperature left. A row's choice
-    depends on its own logits, settings and step alone, never on the batch.
+    Attributes:
+        is_in_prompt: bool (batch, vocabulary_size).
+        generated: int32 (batch, vocabulary_size). How often, since.
+    """
+
+    is_in_prompt: Any
+    generated: Any
+
+    def add(self, token_ids, is_added):
+        """Returns counts with a generated token more in some rows.
+
+        Args:
+            token_ids: int32 (batch,).
+            is_added: bool (batch,).
+        """
+        ones = (
+            ops.one_hot(token_ids, self.generated.shape[1], dtype="int32")
+            * ops.cast(is_added, "int32")[:, None]
+        )
+        return self._replace(generated=self.generated + ones)
+
+
+def penalise(logits, settings, counts):
+    """Returns logits (batch, vocabulary_size) after all penalties.
 
     Args:
         logits: float32 (batch, vocabulary_size).
         settings: SamplerSettings.
-        step: int32 (batch,) or (). Tokens generated before.
-        is_seen: bool (batch, vocabulary_size). Tokens in the text so far.
+        counts: TokenCounts.
+
+    Reference: Keskar et al. 2019 (arXiv 1909.05858), section 4.1, for the
+    repetition penalty; OpenAI's API reference for the other two.
+    """
+    penalty = settings.repetition_penalty[:, None]
+    penalised = ops.where(logits > 0, logits / penalty, logits * penalty)
+    is_generated = counts.generated > 0
+    is_seen = ops.logical_or(counts.is_in_prompt, is_generated)
+    logits = ops.where(is_seen, penalised, logits)
+    times = ops.cast(counts.generated, "float32")
+    logits -= settings.frequency_penalty[:, None] * times
+    once = ops.cast(is_generated, "float32")
+    return logits - settings.presence_penalty[:, None] * once
+
+
+def choose_next(logits, settings, position):
+    """Returns one token id a row.
+
+    Penalties come before (`penalise`); here temperature, then top-k, top-p
+    and min-p, each judging the distribution that temperature left. A row's
+    choice depends on its own logits, settings and position alone: not on the
+    batch, nor on how many calls the text was made in.
+
+    Args:
+        logits: float32 (batch, vocabulary_size).
+        settings: SamplerSettings.
+        position: int32 (batch,). Of the chosen token in its row.
 
     Returns:
         int32 (batch,).
 
     Reference: Fan et al. 2018 (top-k, arXiv 1805.04833); Holtzman et al. 2020
-    (top-p, arXiv 1904.09751); Nguyen et al. 2024 (min-p, arXiv 2407.01082);
-    Keskar et al. 2019 (penalty, arXiv 1909.05858), section 4.1.
+    (top-p, arXiv 1904.09751); Nguyen et al. 2024 (min-p, arXiv 2407.01082).
     """
-    penalty = settings.repetition_penalty[:, None]
-    penalised = ops.where(logits > 0, logits / penalty, logits * penalty)
-    logits = ops.where(is_seen, penalised, logits)
     likeliest = ops.cast(ops.argmax(logits, axis=-1), "int32")
     # Sorting the vocabulary costs more than a small model's step.
     return ops.cond(
         ops.any(settings.temperature > 0),
         lambda: ops.where(
             settings.temperature > 0,
-            _draw(logits, settings, step),
+            _draw(logits, settings, position),
             likeliest,
         ),
         lambda: likeliest,
     )
 
 
-def _draw(logits, settings, step):
+def _draw(logits, settings, position):
     temperature = ops.maximum(settings.temperature, 1e-6)[:, None]
     # Sorted, a draw needs one uniform number a row instead of one a token.
     scores, token_ids = ops.top_k(logits / temperature, logits.shape[-1])
@@ -124,7 +179,7 @@ def _draw(logits, settings, step):
     is_kept = ops.logical_or(is_kept, ranks == 0)
     probabilities = ops.where(is_kept, probabilities, 0.0)
     cumulative = ops.cumsum(probabilities, axis=-1)
-    uniform = uniform_numbers(settings.seed, step)[:, None]
+    uniform = uniform_numbers(settings.seed, position)[:, None]
     below = cumulative <= uniform * cumulative[:, -1:]
     last = ops.sum(ops.cast(is_kept, "int32"), axis=-1) - 1
     rank = ops.minimum(ops.sum(ops.cast(below, "int32"), axis=-1), last)
@@ -133,15 +188,15 @@ def _draw(logits, settings, step):
     )
 
 
-def uniform_numbers(seed, step):
-    """Returns a number in [0, 1) for each pair of seed and step.
+def uniform_numbers(seed, counter):
+    """Returns a number in [0, 1) for each pair of seed and counter.
 
     Written by hand because `tf.random.stateless_uniform` and
     `keras.random.uniform` take one seed for a whole tensor, and a row's draw
     may not depend on the rows beside it.
 
     Args:
-        seed, step: int32 (batch,) or ().
+        seed, counter: int32 (batch,).
 
     Returns:
         float32 (batch,), the same on every backend.
@@ -149,9 +204,9 @@ def uniform_numbers(seed, step):
     Reference: Salmon et al. 2011, Parallel random numbers: as easy as 1, 2,
     3, section 4.3 (Threefry-2x32, 20 rounds).
     """
-    seed, step = ops.cast(seed, "uint32"), ops.cast(step, "uint32")
-    step = ops.broadcast_to(step, ops.shape(seed))
-    bits, _ = threefry(seed, ops.zeros_like(seed), step, ops.zeros_like(seed))
+    seed, counter = ops.cast(seed, "uint32"), ops.cast(counter, "uint32")
+    zeros = ops.zeros_like(seed)
+    bits, _ = threefry(seed, zeros, counter, zeros)
     # 24 bits are what a float32 holds without rounding up to 1.
     bits = ops.right_shift(bits, ops.cast(8, "uint32"))
     return ops.cast(bits, "float32") * (1.0 / (1 << 24))

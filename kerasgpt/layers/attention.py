@@ -9,7 +9,7 @@ import itertools
 import keras
 from keras import ops
 
-from kerasgpt.layers.cache import write_slots
+from kerasgpt.layers.projection import Projection
 from kerasgpt.layers.rotary import RotaryEmbedding
 
 # Finite, so that a fully masked row gives numbers, not NaN.
@@ -56,7 +56,7 @@ class MultiHeadAttention(keras.layers.Layer):
         positions: int (batch, target_length). Used if `rotary_base` is set.
         keys, values: float (batch, num_kv_heads, slots, head_dim). Cache of
             this layer; source_length is then `slots`. `None` = no cache.
-        start: int32 (). First cache slot to write.
+        write: function that writes into such a cache, see `slot_writer`.
         is_causal: bool. The mask, by promise, lets no token see one that
             stands after it in the row; those scores are then not computed.
 
@@ -123,7 +123,7 @@ class MultiHeadAttention(keras.layers.Layer):
             self.value_projection,
         ):
             projection.build(hidden_states_shape)
-        self.output_projection = keras.layers.Dense(
+        self.output_projection = Projection(
             model_dim,
             use_bias=self.use_bias,
             kernel_initializer=self.output_initializer.clone(),
@@ -145,7 +145,7 @@ class MultiHeadAttention(keras.layers.Layer):
     def _dense(self, name, num_heads):
         # A clone each: one instance gives equal values at each call, so query,
         # key and value would start equal.
-        return keras.layers.Dense(
+        return Projection(
             num_heads * self.head_dim,
             use_bias=self.use_bias,
             kernel_initializer=self.kernel_initializer.clone(),
@@ -167,7 +167,7 @@ class MultiHeadAttention(keras.layers.Layer):
         positions=None,
         keys=None,
         values=None,
-        start=None,
+        write=None,
         is_causal=False,
     ):
         query = self._heads(
@@ -184,13 +184,9 @@ class MultiHeadAttention(keras.layers.Layer):
             key = self.rotary(key, positions)
         # Heads before tokens: with tokens first, XLA on a CPU transposes for
         # every product, and the whole cache for every token.
-        query, key, value = (
-            ops.transpose(states, (0, 2, 1, 3))
-            for states in (query, key, value)
-        )
+        query, key, value = map(_swap, (query, key, value))
         if keys is not None:
-            key = write_slots(keys, key, start, axis=2)
-            value = write_slots(values, value, start, axis=2)
+            key, value = write(keys, key), write(values, value)
         attended = self._attend(query, key, value, attention_mask, is_causal)
         return self.output_projection(attended), key, value
 
@@ -219,21 +215,18 @@ class MultiHeadAttention(keras.layers.Layer):
             attended = ops.concatenate(attended, axis=2)
         else:
             attended = self._softmax_attention(query, key, value, mask)
-        attended = ops.transpose(attended, (0, 2, 1, 3))
+        attended = _swap(attended)
         return ops.reshape(
             attended,
             (-1, ops.shape(attended)[1], self.num_heads * self.head_dim),
         )
 
     def _fused_attention(self, query, key, value):
-        query, key, value = (
-            ops.transpose(states, (0, 2, 1, 3))
-            for states in (query, key, value)
-        )
+        query, key, value = map(_swap, (query, key, value))
         attended = ops.dot_product_attention(
             query, key, value, scale=1.0, is_causal=True
         )
-        return ops.transpose(attended, (0, 2, 1, 3))
+        return _swap(attended)
 
     def _softmax_attention(self, query, key, value, mask):
         # The queries of a group stand below each other: one product a key head.
@@ -245,15 +238,12 @@ class MultiHeadAttention(keras.layers.Layer):
             ops.reshape(query, (*stacked, self.head_dim)),
             key,
         )
-        scores = ops.reshape(
-            scores,
-            (-1, self.num_kv_heads, group, length, ops.shape(key)[2]),
-        )
-        mask = mask[:, None, None]
+        if group > 1 and length != 1:
+            mask = ops.tile(mask, (1, group, 1))
+        mask = mask[:, None]
         scores = ops.where(mask, ops.cast(scores, "float32"), MASKED_SCORE)
         highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
         exponentials = ops.where(mask, ops.exp(scores - highest), 0.0)
-        exponentials = ops.reshape(exponentials, (*stacked, ops.shape(key)[2]))
         # Divided by their sum after they weigh the values: a number a row and
         # not one a score is divided, forward and backward. A visible row has
         # exp(0) in its sum; a masked one is all zeros.
@@ -281,3 +271,12 @@ class MultiHeadAttention(keras.layers.Layer):
                 self.output_initializer
             ),
         }
+
+
+def _swap(states):
+    """Returns (batch, a, b, width) as (batch, b, a, width)."""
+    if 1 in states.shape[1:3]:
+        # Of one token or head: no number moves.
+        shape = ops.shape(states)
+        return ops.reshape(states, (-1, shape[2], shape[1], shape[3]))
+    return ops.transpose(states, (0, 2, 1, 3))

@@ -41,7 +41,7 @@ class DecoderBlock(keras.layers.Layer):
         hidden_states: float (batch, target_length, model_dim).
         attention_mask: bool (batch, target_length, source_length), true =
             may attend.
-        positions, keys, values, start, is_causal: see `MultiHeadAttention`.
+        positions, keys, values, write, is_causal: see `MultiHeadAttention`.
 
     Returns:
         float (batch, target_length, model_dim), then keys and values as
@@ -144,7 +144,7 @@ class DecoderBlock(keras.layers.Layer):
         positions=None,
         keys=None,
         values=None,
-        start=None,
+        write=None,
         is_causal=False,
         training=None,
     ):
@@ -154,7 +154,7 @@ class DecoderBlock(keras.layers.Layer):
             positions=positions,
             keys=keys,
             values=values,
-            start=start,
+            write=write,
             is_causal=is_causal,
         )
         hidden_states = hidden_states + self.dropout(

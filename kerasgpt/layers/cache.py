@@ -1,6 +1,6 @@
 """Owns the key/value cache. Not: attending over it, nor when to allocate it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import ops
 
@@ -8,9 +8,10 @@ from keras import ops
 class KVCache(NamedTuple):
     """Keys and values of the tokens a model has already read.
 
-    Slots are filled left to right by all rows at once; what a slot holds is
-    told by its position and segment, so rows may differ in length: an unused
-    or padded slot has segment 0, and nobody attends to it.
+    A token's slot is its position in its row, so rows may differ in length
+    and in where they write, and a query sees the slots up to its own
+    position: what lies beyond, left by padding or by an earlier text, is
+    overwritten before anybody sees it.
 
     Attributes:
         keys: tuple, one float (batch, num_kv_heads, slots, head_dim) a layer:
@@ -18,16 +19,68 @@ class KVCache(NamedTuple):
             them. With slots before heads, XLA on a CPU copied the whole cache
             for every token.
         values: tuple, as `keys`.
-        positions: int32 (batch, slots).
-        segment_ids: int32 (batch, slots). 0 = empty or padding.
-        length: int32 (). Slots filled so far, the next one to write.
     """
 
     keys: tuple
     values: tuple
-    positions: Any
-    segment_ids: Any
-    length: Any
+
+    def resized(self, num_slots):
+        """Returns a cache of so many slots, no fewer, the new ones zero."""
+        missing = num_slots - ops.shape(self.keys[0])[2]
+
+        def pad(buffer):
+            return ops.pad(buffer, [[0, 0], [0, 0], [0, missing], [0, 0]])
+
+        return KVCache(
+            keys=tuple(pad(keys) for keys in self.keys),
+            values=tuple(pad(values) for values in self.values),
+        )
+
+
+def scatter(rows, indices, updates):
+    """Returns (count, width) `rows` with `updates` (n, width) at `indices`.
+
+    `ops.scatter_update`, and not `ops.slice_update`: under TensorFlow the
+    latter is always an XLA op, which a server with XLA switched off refuses
+    to run.
+    """
+    return ops.scatter_update(rows, indices[:, None], updates)
+
+
+def slot_writer(buffer, positions, *, scatter=scatter):
+    """Returns a function that writes a call's tokens into a layer's buffer.
+
+    Where they go is the same in all layers and is worked out once.
+
+    Args:
+        buffer: float (batch, num_kv_heads, slots, head_dim), one of them.
+        positions: int32 (batch, length). The slots, less than `slots`.
+        scatter: function as `scatter`, which may change `rows` in place.
+
+    Returns:
+        function of (buffer, updates (batch, num_kv_heads, length, head_dim)),
+        returns the buffer that holds the updates.
+
+    Example:
+        >>> buffer = ops.zeros((1, 1, 4, 1))
+        >>> write = slot_writer(buffer, ops.array([[2, 3]]))
+        >>> write(buffer, ops.ones((1, 1, 2, 1))).numpy().ravel()
+        array([0., 0., 1., 1.], dtype=float32)
+    """
+    batch_size, num_heads, num_slots, head_dim = ops.shape(buffer)
+    first = ops.arange(batch_size * num_heads, dtype="int32") * num_slots
+    first = ops.reshape(first, (-1, num_heads, 1))
+    indices = ops.reshape(first + positions[:, None, :], (-1,))
+
+    def write(buffer, updates):
+        rows = scatter(
+            ops.reshape(buffer, (-1, head_dim)),
+            indices,
+            ops.cast(ops.reshape(updates, (-1, head_dim)), buffer.dtype),
+        )
+        return ops.reshape(rows, (-1, num_heads, num_slots, head_dim))
+
+    return write
 
 
 def allocate_cache(
@@ -38,43 +91,4 @@ def allocate_cache(
     return KVCache(
         keys=tuple(ops.zeros(shape, dtype) for _ in range(num_layers)),
         values=tuple(ops.zeros(shape, dtype) for _ in range(num_layers)),
-        positions=ops.zeros((batch_size, num_slots), "int32"),
-        segment_ids=ops.zeros((batch_size, num_slots), "int32"),
-        length=ops.zeros((), "int32"),
     )
-
-
-def write_slots(buffer, updates, start, *, axis=1):
-    """Returns `buffer` with `updates` in the slots from `start` on.
-
-    Args:
-        buffer: (batch, ..., slots, ...).
-        updates: (batch, ..., length, ...), `length` known when traced.
-        start: int32 (). First slot to write.
-        axis: int. Where `slots` and `length` stand, at least 1.
-
-    Returns:
-        As `buffer`.
-
-    A scatter and not `ops.slice_update`: under TensorFlow the latter is always
-    an XLA op, which a server with XLA switched off refuses to run.
-
-    Example:
-        >>> write_slots(ops.zeros((1, 4)), ops.ones((1, 2)), 1)[0].numpy()
-        array([0., 1., 1., 0.], dtype=float32)
-    """
-    shape, length = ops.shape(buffer), ops.shape(updates)[axis]
-    rows = ops.reshape(buffer, (-1, *shape[axis:]))
-    updates = ops.reshape(updates, (-1, length, *shape[axis + 1 :]))
-    count = ops.shape(rows)[0]
-    numbers = ops.arange(count, dtype="int32")[:, None]
-    slots = start + ops.arange(length, dtype="int32")[None, :]
-    indices = ops.stack(
-        [
-            ops.broadcast_to(numbers, (count, length)),
-            ops.broadcast_to(slots, (count, length)),
-        ],
-        axis=-1,
-    )
-    written = ops.scatter_update(rows, indices, ops.cast(updates, buffer.dtype))
-    return ops.reshape(written, shape)

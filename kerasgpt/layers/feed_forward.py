@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from kerasgpt.layers.projection import Projection
+
 # name -> (function, whether a gate multiplies it)
 ACTIVATIONS = {
     "gelu": (lambda x: ops.gelu(x, approximate=False), False),
@@ -86,7 +88,7 @@ class FeedForward(keras.layers.Layer):
         self.built = True
 
     def _dense(self, name, width, initializer):
-        return keras.layers.Dense(
+        return Projection(
             width,
             use_bias=self.use_bias,
             kernel_initializer=initializer.clone(),

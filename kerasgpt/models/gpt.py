@@ -11,7 +11,7 @@ from keras import ops
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.layers.attention import FUSED_BACKENDS
 from kerasgpt.layers.blocks import DecoderBlock, build_norm
-from kerasgpt.layers.cache import KVCache, allocate_cache, write_slots
+from kerasgpt.layers.cache import KVCache, allocate_cache, slot_writer
 from kerasgpt.layers.feed_forward import ACTIVATIONS
 from kerasgpt.layers.masks import attention_mask
 
@@ -225,11 +225,16 @@ class GPTBackbone(keras.Model):
             segment_ids: int32 (batch, length), optional, default 1. Tokens
                 see their own segment only; 0 = padding.
             Without a cache a segment's tokens stand in their order.
-        cache: KVCache of earlier tokens, or None.
+        cache: KVCache of earlier tokens, or None. A row is then one segment,
+            and its tokens see it up to their own positions.
+        return_cache: bool. Without a cache: return one that holds these
+            tokens, a slot each.
+        slot_writer: function of a layer's buffer and the positions, returns
+            one that writes into such buffers; as the one of layers/cache.py.
 
     Returns:
-        float (batch, length, model_dim); with a cache also the cache that
-        holds these tokens.
+        float (batch, length, model_dim); with a cache or `return_cache` also
+        the cache that holds these tokens.
 
     Example:
         >>> backbone = GPTBackbone(GPTConfig.from_depth(2))
@@ -313,7 +318,14 @@ class GPTBackbone(keras.Model):
         self.final_norm.build(hidden_shape)
         self.built = True
 
-    def call(self, inputs, cache=None, training=None):
+    def call(
+        self,
+        inputs,
+        cache=None,
+        return_cache=False,
+        slot_writer=slot_writer,
+        training=None,
+    ):
         token_ids = ops.convert_to_tensor(inputs["token_ids"], "int32")
         positions = inputs.get("positions")
         segment_ids = inputs.get("segment_ids")
@@ -330,19 +342,14 @@ class GPTBackbone(keras.Model):
         positions = ops.convert_to_tensor(positions, "int32")
         segment_ids = ops.convert_to_tensor(segment_ids, "int32")
 
-        if cache is None:
-            key_positions, key_segment_ids = positions, segment_ids
-        else:
-            key_positions = write_slots(
-                cache.positions, positions, cache.length
-            )
-            key_segment_ids = write_slots(
-                cache.segment_ids, segment_ids, cache.length
-            )
-        visible = None
-        if not is_fused:
+        visible, write = None, None
+        if cache is not None:
+            slots = ops.arange(ops.shape(cache.keys[0])[2], dtype="int32")
+            visible = slots[None, None] <= positions[:, :, None]
+            write = slot_writer(cache.keys[0], positions)
+        elif not is_fused:
             visible = attention_mask(
-                positions, segment_ids, key_positions, key_segment_ids
+                positions, segment_ids, positions, segment_ids
             )
 
         hidden_states = self.token_embedding(token_ids)
@@ -357,22 +364,16 @@ class GPTBackbone(keras.Model):
                 positions=positions,
                 keys=None if cache is None else cache.keys[index],
                 values=None if cache is None else cache.values[index],
-                start=None if cache is None else cache.length,
+                write=write,
                 is_causal=cache is None,
                 training=training,
             )
             all_keys.append(keys)
             all_values.append(values)
         hidden_states = self.final_norm(hidden_states)
-        if cache is None:
+        if cache is None and not return_cache:
             return hidden_states
-        return hidden_states, KVCache(
-            keys=tuple(all_keys),
-            values=tuple(all_values),
-            positions=key_positions,
-            segment_ids=key_segment_ids,
-            length=cache.length + ops.shape(token_ids)[1],
-        )
+        return hidden_states, KVCache(tuple(all_keys), tuple(all_values))
 
     def get_config(self):
         return {

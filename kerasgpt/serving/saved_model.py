@@ -5,13 +5,32 @@ import pathlib
 
 import tensorflow as tf
 
+from kerasgpt.checkpoints.model_folder import CONFIG_FILE, save_tokenizer
 from kerasgpt.config import InputError
-from kerasgpt.files import atomic_folder, write_manifest
-from kerasgpt.generation.generate import decode, prefill
+from kerasgpt.files import atomic_folder, write_json, write_manifest
+from kerasgpt.generation.generate import decode, log_probabilities, prefill
 from kerasgpt.generation.samplers import SamplerSettings
+from kerasgpt.layers.cache import slot_writer
+from kerasgpt.serving.backend import MAX_TOP_TOKENS
+from kerasgpt.serving.scan import check_ops
+from kerasgpt.serving.warmup import warmup_examples, write_warmup
 from kerasgpt.tokenizers.chat_template import ChatTemplate
+from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
 
-SIGNATURES = ("serving_default", "chat", "generate", "score")
+# Inside a version: what its graph was made from, but for the weights.
+MODEL_ASSETS = "assets.extra/model"
+SIGNATURES = (
+    "serving_default",
+    "chat",
+    "generate",
+    "generate_ids",
+    "score",
+    "score_ids",
+    "tokenize",
+    "tokenize_chat",
+    "detokenize",
+    "describe",
+)
 
 
 def _vector(name, dtype):
@@ -34,6 +53,8 @@ _SAMPLING = (
     _vector("top_p", tf.float32),
     _vector("seed", tf.int32),
 )
+_IDS = (_matrix("token_ids", tf.int32), _vector("length", tf.int32))
+_TURNS = (_matrix("roles", tf.string), _matrix("contents", tf.string))
 
 
 class ServingModule(tf.Module):
@@ -53,6 +74,23 @@ class ServingModule(tf.Module):
         score: text -> log_likelihood, float32, the sum of the natural
             logarithms of the probabilities of the text's tokens, the first
             given <|document|>; num_tokens, int32, how many.
+        generate_ids: token_ids (batch, length) and length, int32, and the
+            sampling inputs -> token_ids (batch, new), length, their
+            log_probabilities (batch, new), float32, finish_reason. A row that
+            holds <|assistant|> ends with <|end_of_turn|>, another one with
+            <|end_of_document|>.
+        score_ids: token_ids, length -> log_probabilities (batch, length),
+            float32, of each token given those before it, 0 for the first;
+            is_greedy (batch, length), bool, whether it was the likeliest;
+            top_token_ids and top_log_probabilities (batch, length, 5), the
+            likeliest tokens of each place.
+        tokenize: text -> token_ids (batch, length), length; no control ids.
+        tokenize_chat: roles, contents -> token_ids (batch, length), length,
+            up to where the assistant speaks.
+        detokenize: token_ids, length -> text, text_bytes.
+        describe: key -> value, int32. Keys are context_length,
+            max_new_tokens, vocabulary_size, and the text of a control token,
+            whose id is told.
 
     Sampling inputs: max_new_tokens, top_k, seed (int32), temperature, top_p
     (float32); see `SamplerSettings`. A row ends with its stop token, after its
@@ -102,8 +140,12 @@ class ServingModule(tf.Module):
         # The variables are tracked, the model is not: as an attribute it
         # would be saved as Keras objects, which no server can read.
         self.model_variables = [v.value for v in model.variables]
-        self._prefill = functools.partial(prefill, model)
-        self._decode = functools.partial(decode, model)
+        self._prefill = functools.partial(prefill, model, with_counts=False)
+        self._decode = functools.partial(
+            decode,
+            model,
+            slot_writer=functools.partial(slot_writer, scatter=_write_in_place),
+        )
         self._logits = functools.partial(model.__call__, training=False)
 
     @_graph(_vector("prompt", tf.string))
@@ -116,96 +158,181 @@ class ServingModule(tf.Module):
         zeros = tf.zeros(rows, tf.int32)
         greedy = (tf.zeros(rows), zeros, tf.ones(rows), zeros)
         reply = self._reply(
-            prompts,
-            "<|end_of_turn|>",
-            tf.fill(rows, self.max_new_tokens),
-            *greedy,
+            prompts, tf.fill(rows, self.max_new_tokens), *greedy
         )
         return {"text": reply["text"]}
 
-    @_graph(
-        _matrix("roles", tf.string), _matrix("contents", tf.string), *_SAMPLING
-    )
-    def chat(
-        self, roles, contents, max_new_tokens, temperature, top_k, top_p, seed
-    ):
-        is_equal = tf.equal(tf.shape(roles), tf.shape(contents))
-        roles, contents = _require(
-            (roles, contents),
-            {"roles and contents must be equal in shape": is_equal},
-        )
-        is_turn = tf.not_equal(roles, "")
-        roles, contents = _require(
-            (roles, contents),
-            {
-                "every conversation must have a turn": tf.reduce_any(
-                    is_turn, axis=1
-                ),
-                "a turn with content must have a role": (
-                    is_turn | tf.equal(contents, "")
-                ),
-                'turns must stand before the "" that fill up a row': (
-                    is_turn[:, :-1] | ~is_turn[:, 1:]
-                ),
-                "contents must be valid UTF-8": _is_valid(contents),
-            },
-        )
-        return self._reply(
-            self.template.prompt_strings(roles, contents),
-            "<|end_of_turn|>",
-            *(max_new_tokens, temperature, top_k, top_p, seed),
-        )
+    @_graph(*_TURNS, *_SAMPLING)
+    def chat(self, roles, contents, *sampling):
+        roles, contents = _require_turns(roles, contents)
+        prompts = self.template.prompt_strings(roles, contents)
+        return self._reply(prompts, *sampling)
 
     @_graph(_vector("prompt", tf.string), *_SAMPLING)
-    def generate(self, prompt, max_new_tokens, temperature, top_k, top_p, seed):
+    def generate(self, prompt, *sampling):
         prompt = _require_text(prompt, "prompt")
-        return self._reply(
-            self._with_start(self.tokenizer.encode_strings(prompt)),
-            "<|end_of_document|>",
-            *(max_new_tokens, temperature, top_k, top_p, seed),
-        )
+        prompts = self._with_start(self.tokenizer.encode_strings(prompt))
+        return self._reply(prompts, *sampling)
+
+    @_graph(*_IDS, *_SAMPLING)
+    def generate_ids(self, token_ids, length, *sampling):
+        prompts = self._require_ids(token_ids, length)
+        rows, scores, is_stopped = self._continue_rows(prompts, *sampling)
+        return {
+            "token_ids": rows.to_tensor(),
+            "length": tf.cast(rows.row_lengths(), tf.int32),
+            "log_probabilities": scores.to_tensor(),
+            "finish_reason": _finish_reason(is_stopped),
+        }
 
     @_graph(_vector("text", tf.string))
     def score(self, text):
         text = _require_text(text, "text")
-        rows = self.tokenizer.encode_strings(text)
-        context = self.context_length
-        rows = _require(
-            rows,
+        rows = self._with_start(self.tokenizer.encode_strings(text))
+        # The first token, <|document|>, is given and not scored.
+        rows = self._require_context(rows, "text", self.context_length + 1)
+        scores = self._token_scores(rows)["log_probabilities"]
+        return {
+            "log_likelihood": tf.reduce_sum(scores, axis=1),
+            "num_tokens": tf.cast(rows.row_lengths(), tf.int32) - 1,
+        }
+
+    @_graph(*_IDS)
+    def score_ids(self, token_ids, length):
+        rows = self._require_ids(token_ids, length)
+        rows = self._require_context(rows, "token_ids", self.context_length)
+        return self._token_scores(rows)
+
+    @_graph(_vector("text", tf.string))
+    def tokenize(self, text):
+        text = _require_text(text, "text")
+        return _padded(self.tokenizer.encode_strings(text))
+
+    @_graph(*_TURNS)
+    def tokenize_chat(self, roles, contents):
+        roles, contents = _require_turns(roles, contents)
+        return _padded(self.template.prompt_strings(roles, contents))
+
+    @_graph(*_IDS)
+    def detokenize(self, token_ids, length):
+        text = self.tokenizer.decode_ids(self._require_ids(token_ids, length))
+        return {"text": text, "text_bytes": text}
+
+    @_graph(_vector("key", tf.string))
+    def describe(self, key):
+        facts = {
+            "context_length": self.context_length,
+            "max_new_tokens": self.max_new_tokens,
+            "vocabulary_size": self.tokenizer.vocabulary_size,
+            **{
+                name: self.tokenizer.control_id(name) for name in CONTROL_TOKENS
+            },
+        }
+        is_key = tf.equal(key[:, None], tf.constant([*facts]))
+        is_key = _require(
+            is_key,
             {
-                f"text must not have more tokens than the context of "
-                f"{context}": rows.row_lengths() <= context
+                "the batch must have a row": tf.size(key) > 0,
+                f"key must be one of {', '.join(facts)}": tf.reduce_any(
+                    is_key, axis=1
+                ),
             },
         )
-        targets = rows.to_tensor()
-        num_tokens = tf.cast(rows.row_lengths(), tf.int32)
-        is_token = tf.sequence_mask(num_tokens)
-        logits = self._logits(
-            {
-                "token_ids": self._with_start(targets[:, :-1]),
-                "segment_ids": tf.cast(is_token, tf.int32),
-            }
-        )
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-        return {
-            "log_likelihood": -tf.reduce_sum(
-                tf.where(is_token, losses, 0.0), axis=1
-            ),
-            "num_tokens": num_tokens,
-        }
+        values = tf.constant([*facts.values()], tf.int32)
+        return {"value": tf.reduce_sum(tf.where(is_key, values, 0), axis=1)}
 
     def _with_start(self, rows):
         batch_size = tf.shape(rows, tf.int32)[0]
         start = tf.fill([batch_size, 1], self.template.document_id)
         return tf.concat([start, rows], axis=1)
 
-    def _reply(self, prompts, stop_token, *sampling):
-        """Returns the outputs of `chat` and `generate`.
+    def _require_ids(self, token_ids, length):
+        """Returns the int32 RaggedTensor of padded rows."""
+        batch_size, width = tf.unstack(tf.shape(token_ids))
+        token_ids, length = _require(
+            (token_ids, length),
+            {
+                "the batch must have a row": batch_size > 0,
+                "length must have a value for each row": tf.equal(
+                    tf.size(length), batch_size
+                ),
+            },
+        )
+        is_token = tf.sequence_mask(length, width)
+        is_id = (token_ids >= 0) & (token_ids < self.tokenizer.vocabulary_size)
+        token_ids, length = _require(
+            (token_ids, length),
+            {
+                "length must be from 1 to the width of token_ids": (
+                    (length >= 1) & (length <= width)
+                ),
+                f"token_ids must be from 0 to "
+                f"{self.tokenizer.vocabulary_size - 1}": is_id | ~is_token,
+            },
+        )
+        return tf.RaggedTensor.from_tensor(
+            token_ids, lengths=tf.cast(length, tf.int64)
+        )
+
+    def _require_context(self, rows, name, most):
+        context = self.context_length
+        rule = f"{name} must not have more tokens than the context of {context}"
+        return _require(rows, {rule: rows.row_lengths() <= most})
+
+    def _token_scores(self, rows):
+        """Returns the outputs of `score_ids`.
+
+        Args:
+            rows: int32 RaggedTensor (batch, None). A last token beyond the
+                context is scored, not read.
+        """
+        token_ids = rows.to_tensor()
+        read = token_ids[:, : self.context_length]
+        is_token = tf.sequence_mask(rows.row_lengths())
+        logits = self._logits(
+            {
+                "token_ids": read,
+                "segment_ids": tf.cast(
+                    is_token[:, : self.context_length], tf.int32
+                ),
+            }
+        )
+        scores = log_probabilities(logits)[:, : tf.shape(token_ids)[1] - 1]
+        targets = token_ids[:, 1:]
+        is_target = is_token[:, 1:]
+        own = tf.gather(scores, targets, axis=2, batch_dims=2)
+        top_scores, top_ids = tf.math.top_k(scores, MAX_TOP_TOKENS)
+        is_greedy = tf.equal(targets, top_ids[:, :, 0]) & is_target
+        # Nothing stands before the first token.
+        first = [[0, 0], [1, 0]]
+        return {
+            "log_probabilities": tf.pad(tf.where(is_target, own, 0.0), first),
+            "is_greedy": tf.pad(is_greedy, first),
+            "top_token_ids": tf.pad(top_ids, [*first, [0, 0]]),
+            "top_log_probabilities": tf.pad(top_scores, [*first, [0, 0]]),
+        }
+
+    def _reply(self, prompts, *sampling):
+        """Returns the outputs of `chat` and `generate`."""
+        rows, _, is_stopped = self._continue_rows(prompts, *sampling)
+        text = self.tokenizer.decode_ids(rows)
+        return {
+            "text": text,
+            "text_bytes": text,
+            "num_tokens": tf.cast(rows.row_lengths(), tf.int32),
+            "finish_reason": _finish_reason(is_stopped),
+        }
+
+    def _continue_rows(self, prompts, *sampling):
+        """Returns what is generated after each prompt, without stop ids.
 
         Args:
             prompts: int32 RaggedTensor (batch, None).
-            stop_token: str, the control token that ends a row.
             *sampling: the sampling inputs, unchecked.
+
+        Returns:
+            RaggedTensors (batch, None) of int32 ids and of float32
+            log-probabilities; bool (batch,), whether a stop id came.
         """
         limits, *sampling = self._require_sampling(prompts, sampling)
         context = self.context_length
@@ -217,27 +344,29 @@ class ServingModule(tf.Module):
             },
         )
         lengths = tf.cast(prompts.row_lengths(), tf.int32)
-        stop_id = self.tokenizer.control_id(stop_token)
-        token_ids, num_tokens = self._continue(
+        is_chat = tf.reduce_any(
+            tf.equal(prompts, self.template.role_ids["assistant"]), axis=1
+        )
+        stop_ids = tf.where(
+            is_chat,
+            self.template.end_id,
+            self.tokenizer.control_id("<|end_of_document|>"),
+        )
+        token_ids, scores, num_tokens = self._continue(
             prompts.to_tensor(),
             lengths,
             tf.minimum(limits, context - lengths),
-            tf.constant(stop_id),
+            stop_ids,
             *sampling,
         )
         last = tf.gather(token_ids, num_tokens - 1, batch_dims=1)
-        is_stopped = tf.equal(last, stop_id)
-        num_tokens -= tf.cast(is_stopped, tf.int32)
-        rows = tf.RaggedTensor.from_tensor(
-            token_ids, lengths=tf.cast(num_tokens, tf.int64)
+        is_stopped = tf.equal(last, stop_ids)
+        counts = tf.cast(num_tokens, tf.int64) - tf.cast(is_stopped, tf.int64)
+        rows, scores = (
+            tf.RaggedTensor.from_tensor(values, lengths=counts)
+            for values in (token_ids, scores)
         )
-        text = self.tokenizer.decode_ids(rows)
-        return {
-            "text": text,
-            "text_bytes": text,
-            "num_tokens": num_tokens,
-            "finish_reason": tf.where(is_stopped, "stop", "length"),
-        }
+        return rows, scores, is_stopped
 
     def _require_sampling(self, prompts, sampling):
         batch_size = prompts.nrows(tf.int32)
@@ -263,32 +392,47 @@ class ServingModule(tf.Module):
 
     # A function of its own, so that all signatures share one loop.
     @_graph(
-        _matrix("token_ids", tf.int32),
-        _vector("lengths", tf.int32),
+        *_IDS,
         _vector("limits", tf.int32),
-        tf.TensorSpec([], tf.int32, name="stop_id"),
+        _vector("stop_ids", tf.int32),
         *_SAMPLING[1:],
     )
-    def _continue(self, token_ids, lengths, limits, stop_id, *rest):
-        """Returns generated ids, padded, and how many each row has."""
-        temperature, top_k, top_p, seed = rest
-        num_slots = tf.reduce_max(limits)
-        settings = SamplerSettings(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=tf.zeros_like(temperature),
-            repetition_penalty=tf.ones_like(temperature),
-            seed=seed,
-        )
+    def _continue(self, token_ids, lengths, limits, stop_ids, *sampling):
+        """Returns generated ids, their scores, and how many each row has."""
+        room = tf.reduce_max(limits)
+        neutral = SamplerSettings.constant(tf.shape(lengths)[0])
+        names = [spec.name for spec in _SAMPLING[1:]]
         state = self._decode(
-            self._prefill(token_ids, lengths, max_new_tokens=num_slots),
-            settings,
+            self._prefill(token_ids, lengths, max_new_tokens=room),
+            neutral._replace(**dict(zip(names, sampling, strict=True))),
             max_new_tokens=limits,
-            stop_id=stop_id,
-            num_steps=num_slots,
+            stop_ids=stop_ids,
+            num_steps=room,
         )
-        return state.token_ids, state.num_tokens
+        return state.token_ids, state.log_probabilities, state.num_tokens
+
+
+def _write_in_place(rows, indices, updates):
+    """Writes as `layers.cache.scatter` does, without copying `rows`.
+
+    Outside XLA a scatter into a loop's tensor copies it whole: 1.9 ms a token
+    at 26 MB, where this takes 0.02 ms. The operation overwrites its input, so
+    nobody may read the old rows any more: a token is written when it has been
+    chosen, after all layers have read all slots for the token before; and the
+    first rows come out of `KVCache.resized`, which shares them with nobody.
+    """
+    return tf.raw_ops.InplaceUpdate(x=rows, i=indices, v=updates)
+
+
+def _finish_reason(is_stopped):
+    return tf.where(is_stopped, "stop", "length")
+
+
+def _padded(rows):
+    return {
+        "token_ids": rows.to_tensor(),
+        "length": tf.cast(rows.row_lengths(), tf.int32),
+    }
 
 
 def _require(value, rules):
@@ -304,6 +448,31 @@ def _require(value, rules):
     ]
     with tf.control_dependencies(checks):
         return tf.nest.map_structure(tf.identity, value)
+
+
+def _require_turns(roles, contents):
+    is_equal = tf.equal(tf.shape(roles), tf.shape(contents))
+    roles, contents = _require(
+        (roles, contents),
+        {"roles and contents must be equal in shape": is_equal},
+    )
+    is_turn = tf.not_equal(roles, "")
+    return _require(
+        (roles, contents),
+        {
+            "the batch must have a row": tf.size(roles) > 0,
+            "every conversation must have a turn": tf.reduce_any(
+                is_turn, axis=1
+            ),
+            "a turn with content must have a role": (
+                is_turn | tf.equal(contents, "")
+            ),
+            'turns must stand before the "" that fill up a row': (
+                is_turn[:, :-1] | ~is_turn[:, 1:]
+            ),
+            "contents must be valid UTF-8": _is_valid(contents),
+        },
+    )
 
 
 def _require_text(text, name):
@@ -349,6 +518,20 @@ def export_saved_model(
     with atomic_folder(export_dir / str(version)) as folder:
         signatures = {name: getattr(module, name) for name in SIGNATURES}
         tf.saved_model.save(module, str(folder), signatures=signatures)
+        examples = warmup_examples(
+            {
+                name: [spec.name for spec in function.input_signature]
+                for name, function in signatures.items()
+            },
+            context_length=module.context_length,
+            max_new_tokens=min(2, max_new_tokens),
+        )
+        write_warmup(folder, examples)
+        assets = folder / MODEL_ASSETS
+        assets.mkdir(parents=True)
+        write_json(assets / CONFIG_FILE, model.config.to_dict())
+        save_tokenizer(assets, tokenizer)
+        check_ops(folder)
         write_manifest(
             folder,
             model_config=model.config.to_dict(),

@@ -11,6 +11,7 @@ from keras import ops
 
 from kerasgpt.config import InputError
 from kerasgpt.generation import Generator, SamplerSettings, decode, prefill
+from kerasgpt.generation.generate import DecodeState, count_prompt
 from kerasgpt.models import GPTCausalLM, GPTConfig
 from kerasgpt.tokenizers import CONTROL_TOKENS, ByteTokenizer, ChatTemplate
 from tests.descriptors import tiny_sentence_piece
@@ -116,20 +117,37 @@ def _reader(model):
     )
 
 
-def _recomputed(model, prompt, count, *, stop_id=END, penalty=1.0):
+def _read(model, text):
+    """Returns the logits after each token of a text, read without a cache."""
+    # One length, so that nothing is traced twice.
+    padded = np.zeros((1, CONTEXT), "int32")
+    padded[0, : len(text)] = text
+    is_text = (np.arange(CONTEXT) < len(text)).astype("int32")[None]
+    logits = _reader(model)(padded, is_text)
+    return ops.convert_to_numpy(logits)[0, : len(text)].copy()
+
+
+def _recomputed(
+    model,
+    prompt,
+    count,
+    *,
+    stop_id=END,
+    penalty=1.0,
+    frequency=0.0,
+    presence=0.0,
+):
     """Returns greedy ids, reading the whole text again for every token."""
     text = list(prompt)
     for _ in range(count):
-        # One length, so that nothing is traced twice.
-        padded = np.zeros((1, CONTEXT), "int32")
-        padded[0, : len(text)] = text
-        is_text = (np.arange(CONTEXT) < len(text)).astype("int32")[None]
-        logits = _reader(model)(padded, is_text)
-        logits = ops.convert_to_numpy(logits)[0, len(text) - 1].copy()
+        logits = _read(model, text)[-1]
         seen = sorted(set(text))
         logits[seen] = np.where(
             logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty
         )
+        for token_id in text[len(prompt) :]:
+            logits[token_id] -= frequency
+        logits[sorted(set(text[len(prompt) :]))] -= presence
         banned = [i for i in range(len(CONTROL_TOKENS)) if i != stop_id]
         logits[banned] = -np.inf
         text.append(int(logits.argmax()))
@@ -182,40 +200,87 @@ def test_a_repetition_penalty_counts_prompt_and_reply(model, generator):
     assert rows != generator.generate_ids(PROMPTS, 12)
 
 
-def _state(model, prompts=PROMPTS, max_new_tokens=16):
-    token_ids = np.zeros((len(prompts), 9), "int32")
+@pytest.mark.parametrize(
+    "penalties", [{"frequency": 0.5}, {"presence": 2.0}, {"frequency": -0.3}]
+)
+def test_other_penalties_count_the_reply(model, generator, penalties):
+    settings = {f"{name}_penalty": value for name, value in penalties.items()}
+    rows = generator.generate_ids(PROMPTS, 20, **settings)
+    for prompt, row in zip(PROMPTS, rows, strict=True):
+        expected = _recomputed(model, prompt, 20, **penalties)
+        assert row == _without_stop(expected)
+    assert rows != generator.generate_ids(PROMPTS, 20)
+
+
+def _padded(prompts):
+    token_ids = np.zeros((len(prompts), max(map(len, prompts)) + 1), "int32")
     for row, prompt in enumerate(prompts):
         token_ids[row, : len(prompt)] = prompt
     lengths = np.array([len(prompt) for prompt in prompts], "int32")
+    return ops.array(token_ids), ops.array(lengths)
+
+
+def _state(model, prompts=PROMPTS, max_new_tokens=16, **options):
     return prefill(
-        model,
-        ops.array(token_ids),
-        ops.array(lengths),
-        max_new_tokens=max_new_tokens,
+        model, *_padded(prompts), max_new_tokens=max_new_tokens, **options
     )
 
 
-def _decode(model, state, *, stop_id=END, limit=16, num_steps=99):
+def _decode(model, state, *, stop_ids=END, limits=16, num_steps=99, **sampling):
     rows = len(state.lengths)
     return decode(
         model,
         state,
-        SamplerSettings.constant(rows),
-        max_new_tokens=ops.full((rows,), limit, "int32"),
-        stop_id=ops.array(stop_id, "int32"),
+        SamplerSettings.constant(rows, **sampling),
+        max_new_tokens=ops.broadcast_to(ops.array(limits, "int32"), (rows,)),
+        stop_ids=ops.broadcast_to(ops.array(stop_ids, "int32"), (rows,)),
         num_steps=ops.array(num_steps, "int32"),
     )
+
+
+def _generated(state, row):
+    return state.token_ids[row, : int(state.num_tokens[row])].numpy().tolist()
 
 
 def test_the_first_logits_are_those_of_the_last_prompt_token(model):
     state = _state(model)
     for row, prompt in enumerate(PROMPTS):
-        inputs = {"token_ids": ops.array([prompt], "int32")}
         np.testing.assert_allclose(
-            state.logits[row], model(inputs)[0, -1], atol=1e-4
+            state.logits[row], _read(model, prompt)[-1], atol=1e-4
         )
-        seen = np.flatnonzero(ops.convert_to_numpy(state.is_seen[row]))
-        assert set(prompt) <= set(seen.tolist()) <= {*prompt, 0}
+
+
+def test_a_prompt_is_counted_without_its_padding():
+    token_ids, lengths = _padded([[2, 5, 5], [9]])
+    is_token = ops.arange(4)[None] < lengths[:, None]
+    counts = count_prompt(token_ids, is_token, 10)
+    assert not np.any(counts.generated)
+    assert counts.generated.shape == counts.is_in_prompt.shape == (2, 10)
+    for row, ids in enumerate(({2, 5}, {9})):
+        seen = set(np.flatnonzero(counts.is_in_prompt[row]).tolist())
+        # <|pad|> may be among them: it is never generated.
+        assert seen - {0} == ids
+
+
+def test_what_is_generated_is_counted(model):
+    state = _decode(model, _state(model), limits=[16, 3, 9])
+    for row in range(len(PROMPTS)):
+        expected = np.bincount(
+            _generated(state, row), minlength=TOKENIZER.vocabulary_size
+        )
+        np.testing.assert_array_equal(state.counts.generated[row], expected)
+
+
+def test_without_counts_there_are_no_penalties(model):
+    penalty = {"repetition_penalty": 3.0, "presence_penalty": 2.0}
+    state = _state(model, with_counts=False)
+    assert state.counts == ()
+    plain = _decode(model, state, **penalty)
+    np.testing.assert_array_equal(
+        plain.token_ids, _decode(model, _state(model)).token_ids
+    )
+    penalised = _decode(model, _state(model), **penalty)
+    assert np.any(plain.token_ids != penalised.token_ids)
 
 
 @pytest.mark.parametrize("place", [0, 2, 7])
@@ -223,7 +288,7 @@ def test_a_row_stops_at_its_stop_id_and_counts_it(model, place):
     greedy = _recomputed(model, PROMPTS[0], 16)
     stop_id = greedy[place]
     count = greedy.index(stop_id) + 1
-    state = _decode(model, _state(model, PROMPTS[:1]), stop_id=stop_id)
+    state = _decode(model, _state(model, PROMPTS[:1]), stop_ids=stop_id)
     # The stop id is banned no more; the reply's own one is, if it came first.
     expected = _recomputed(model, PROMPTS[0], 16, stop_id=stop_id)
     assert expected[: count - 1] == greedy[: count - 1]
@@ -234,34 +299,167 @@ def test_a_row_stops_at_its_stop_id_and_counts_it(model, place):
 
 
 def test_rows_have_limits_of_their_own(model):
-    state = _state(model)
-    rows = decode(
-        model,
-        state,
-        SamplerSettings.constant(3),
-        max_new_tokens=ops.array([1, 16, 5], "int32"),
-        # No control id of this number: nothing stops but the limit.
-        stop_id=ops.array(-1, "int32"),
-        num_steps=ops.array(99, "int32"),
-    )
-    assert rows.num_tokens.numpy().tolist() == [1, 16, 5]
+    # No control id of this number: nothing stops but the limit.
+    limits = [1, 16, 5]
+    rows = _decode(model, _state(model), stop_ids=-1, limits=limits)
+    assert rows.num_tokens.numpy().tolist() == limits
     for row, prompt in enumerate(PROMPTS):
-        count = int(rows.num_tokens[row])
+        count = limits[row]
         expected = _recomputed(model, prompt, count, stop_id=-1)
         assert rows.token_ids[row].numpy().tolist() == expected + [0] * (
             16 - count
         )
 
 
+def test_rows_have_stop_ids_of_their_own(model):
+    prompts = PROMPTS[:1] * 4
+    greedy = _recomputed(model, prompts[0], 16, stop_id=-1)
+    # A control id that is one row's stop id stays banned in the others.
+    stop_ids = [greedy[1], -1, greedy[6], END]
+    state = _decode(model, _state(model, prompts), stop_ids=stop_ids)
+    for row, stop_id in enumerate(stop_ids):
+        expected = _recomputed(model, prompts[0], 16, stop_id=stop_id)
+        assert _generated(state, row) == expected
+    assert len(set(state.num_tokens.numpy().tolist())) > 2
+
+
 def test_token_by_token_equals_all_at_once(model):
-    whole = _decode(model, _state(model))
+    whole = _decode(model, _state(model), limits=[16, 7, 11])
     state = _state(model)
     while not bool(ops.all(state.is_finished)):
         before = int(state.step)
-        state = _decode(model, state, num_steps=3)
+        state = _decode(model, state, limits=[16, 7, 11], num_steps=3)
         assert before < int(state.step) <= before + 3
-    np.testing.assert_array_equal(state.token_ids, whole.token_ids)
-    np.testing.assert_array_equal(state.num_tokens, whole.num_tokens)
+    for name in ("token_ids", "num_tokens", "log_probabilities"):
+        np.testing.assert_array_equal(
+            getattr(state, name), getattr(whole, name)
+        )
+
+
+def _continued(model, prompts, *, pieces, **sampling):
+    """Returns ids made in several calls, each of which reads all before."""
+    texts = [list(prompt) for prompt in prompts]
+    for count in pieces:
+        state = _decode(
+            model,
+            _state(model, texts, max_new_tokens=count),
+            stop_ids=-1,
+            limits=count,
+            **sampling,
+        )
+        for row, text in enumerate(texts):
+            text += _generated(state, row)
+    return [
+        text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, 1, -7])
+def test_the_number_of_calls_changes_no_draw(model, seed):
+    # A draw depends on the seed and the token's position in its row.
+    sampling = {"temperature": 1.0, "seed": seed}
+    expected = _continued(model, PROMPTS, pieces=[12], **sampling)
+    for pieces in ([3, 3, 3, 3], [1, 10, 1]):
+        actual = _continued(model, PROMPTS, pieces=pieces, **sampling)
+        assert actual == expected
+    assert len(set(map(tuple, expected))) == len(PROMPTS)
+
+
+# What the model thought of its tokens.
+
+
+def _log_softmax(logits):
+    logits = logits.astype("float64")
+    highest = logits.max(axis=-1, keepdims=True)
+    total = np.exp(logits - highest).sum(axis=-1, keepdims=True)
+    return logits - highest - np.log(total)
+
+
+def _scores(model, state, row):
+    """Returns the log-softmax before each token that a row generated."""
+    prompt = PROMPTS[row]
+    logits = _read(model, prompt + _generated(state, row))
+    return _log_softmax(logits)[len(prompt) - 1 : -1]
+
+
+# Neither of them changes what the model thinks.
+SETTINGS = {
+    "greedy": {},
+    "drawn": {"temperature": 2.0, "top_k": 40, "seed": 4},
+    "penalised": {"repetition_penalty": 1.7, "presence_penalty": 1.5},
+}
+LIMITS = [16, 5, 9]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_log_probabilities_are_those_of_the_uncached_model(model, settings):
+    state = _decode(model, _state(model), limits=LIMITS, **SETTINGS[settings])
+    for row in range(len(PROMPTS)):
+        token_ids = _generated(state, row)
+        scores = _scores(model, state, row)
+        expected = scores[range(len(token_ids)), token_ids]
+        found = state.log_probabilities[row].numpy()
+        np.testing.assert_allclose(found[: len(token_ids)], expected, atol=1e-4)
+        assert not found[len(token_ids) :].any()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_top_tokens_are_the_sorted_log_softmax(model, settings):
+    begun = _state(model)
+    state = DecodeState.start(
+        room=16,
+        top_tokens=5,
+        lengths=begun.lengths,
+        logits=begun.logits,
+        counts=begun.counts,
+        cache=begun.cache,
+    )
+    # In two calls, the second of which keeps what the first one found.
+    for num_steps in (4, 99):
+        state = _decode(
+            model,
+            state,
+            limits=LIMITS,
+            num_steps=num_steps,
+            **SETTINGS[settings],
+        )
+    assert state.top.token_ids.shape == (len(PROMPTS), 16, 5)
+    for row in range(len(PROMPTS)):
+        scores = _scores(model, state, row)
+        count = len(scores)
+        expected = np.argsort(-scores, axis=-1)[:, :5]
+        token_ids = state.top.token_ids[row].numpy()
+        found = state.top.log_probabilities[row].numpy()
+        np.testing.assert_array_equal(token_ids[:count], expected)
+        np.testing.assert_allclose(
+            found[:count],
+            np.take_along_axis(scores, expected, axis=-1),
+            atol=1e-4,
+        )
+        assert not token_ids[count:].any()
+        assert not found[count:].any()
+
+
+def test_top_tokens_are_not_kept_unasked(model):
+    state = _decode(model, _state(model), num_steps=1)
+    assert state.top == ()
+
+
+def test_a_finished_row_takes_no_step(model):
+    begun = _state(model)
+    state = DecodeState.start(
+        room=16,
+        lengths=begun.lengths,
+        logits=begun.logits,
+        cache=begun.cache,
+        is_finished=ops.array([False, True, False]),
+    )
+    state = _decode(model, state, stop_ids=-1, limits=4)
+    assert state.num_tokens.numpy().tolist() == [4, 0, 4]
+    assert not np.any(state.token_ids[1])
+    for row in (0, 2):
+        expected = _recomputed(model, PROMPTS[row], 4, stop_id=-1)
+        assert _generated(state, row) == expected
 
 
 # Text in, text out.
@@ -450,6 +648,8 @@ def test_a_second_call_of_the_same_shape_traces_nothing(compiled):
         top_p=0.9,
         min_p=0.1,
         repetition_penalty=1.1,
+        frequency_penalty=0.1,
+        presence_penalty=0.1,
     )
     assert counts == [f.experimental_get_tracing_count() for f in functions]
 
@@ -474,7 +674,7 @@ def test_the_plain_loop_holds_no_xla_op(model):
     def run(token_ids):
         lengths = tf.fill([1], 5)
         state = prefill(model, token_ids, lengths, max_new_tokens=4)
-        return _decode(model, state, limit=4).token_ids
+        return _decode(model, state, limits=4).token_ids
 
     graph = run.get_concrete_function(tf.TensorSpec([1, 5], tf.int32)).graph
     library = graph.as_graph_def().library

@@ -8,7 +8,9 @@ from keras import ops
 from kerasgpt.generation.samplers import (
     IMPOSSIBLE,
     SamplerSettings,
+    TokenCounts,
     choose_next,
+    penalise,
     threefry,
     uniform_numbers,
 )
@@ -19,7 +21,7 @@ LOGITS = np.log(PROBABILITIES).astype("float32")
 NUM_DRAWS = 4000
 
 
-def _draw(logits=LOGITS, rows=NUM_DRAWS, step=0, is_seen=None, **settings):
+def _draw(logits=LOGITS, rows=NUM_DRAWS, position=0, **settings):
     """Returns one draw of the same logits for each of many seeds."""
     settings = SamplerSettings.constant(
         rows, **{"temperature": 1.0, **settings}
@@ -28,14 +30,7 @@ def _draw(logits=LOGITS, rows=NUM_DRAWS, step=0, is_seen=None, **settings):
         seed=settings.seed + ops.arange(rows, dtype="int32")
     )
     logits = ops.array(np.tile(logits, (rows, 1)), "float32")
-    if is_seen is None:
-        is_seen = np.zeros(logits.shape[1], bool)
-    chosen = choose_next(
-        logits,
-        settings,
-        ops.array(step, "int32"),
-        ops.array(np.tile(is_seen, (rows, 1))),
-    )
+    chosen = choose_next(logits, settings, ops.full((rows,), position, "int32"))
     return ops.convert_to_numpy(chosen)
 
 
@@ -47,8 +42,7 @@ def test_greedy_is_the_likeliest_token():
     chosen = choose_next(
         ops.array(logits),
         SamplerSettings.constant(50),
-        ops.array(0),
-        ops.zeros((50, 7), "bool"),
+        ops.zeros((50,), "int32"),
     )
     assert chosen.dtype == "int32"
     np.testing.assert_array_equal(chosen, logits.argmax(-1))
@@ -117,28 +111,76 @@ def test_an_impossible_token_is_never_drawn():
     assert 3 not in _draw(logits, temperature=100.0)
 
 
-def test_the_penalty_divides_positive_and_multiplies_negative_logits():
-    # With tokens 0 and 1 seen and penalty 2: 3 -> 1.5, -1 -> -2.
-    is_seen = np.array([True, True, False])
-    for logits, chosen in (
-        ([3.0, -9.0, 1.4], 0),
-        ([3.0, -9.0, 1.6], 2),
-        ([-9.0, -1.0, -1.9], 2),
-        ([-9.0, -1.0, -2.1], 1),
-    ):
-        draws = _draw(
-            np.array(logits, "float32"),
-            rows=2,
-            is_seen=is_seen,
-            temperature=0.0,
-            repetition_penalty=2.0,
-        )
-        assert draws.tolist() == [chosen, chosen]
+# Penalties.
 
 
-def test_no_penalty_changes_nothing():
-    everything = np.ones(5, bool)
-    np.testing.assert_array_equal(_draw(is_seen=everything), _draw())
+def _penalised(logits, *, in_prompt, generated, **settings):
+    """Returns the logits of one row after penalties."""
+    counts = TokenCounts(
+        is_in_prompt=ops.array([in_prompt], "bool"),
+        generated=ops.array([generated], "int32"),
+    )
+    logits = ops.array([logits], "float32")
+    settings = SamplerSettings.constant(1, **settings)
+    return ops.convert_to_numpy(penalise(logits, settings, counts))[0]
+
+
+# In the prompt, generated once, both, generated three times, in neither.
+TEXT = {"in_prompt": [1, 0, 1, 0, 0], "generated": [0, 1, 1, 3, 0]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [3.0, -1.0, 4.0, -2.0, 5.0]),
+        # Positive logits are divided, negative ones multiplied.
+        ({"repetition_penalty": 2.0}, [1.5, -2.0, 2.0, -4.0, 5.0]),
+        ({"repetition_penalty": 0.5}, [6.0, -0.5, 8.0, -1.0, 5.0]),
+        # The prompt is not what was generated.
+        ({"frequency_penalty": 0.5}, [3.0, -1.5, 3.5, -3.5, 5.0]),
+        ({"frequency_penalty": -1.0}, [3.0, 0.0, 5.0, 1.0, 5.0]),
+        ({"presence_penalty": 0.5}, [3.0, -1.5, 3.5, -2.5, 5.0]),
+        # The factor comes first, then what is taken off.
+        (
+            {
+                "repetition_penalty": 2.0,
+                "frequency_penalty": 0.25,
+                "presence_penalty": 1.0,
+            },
+            [1.5, -3.25, 0.75, -5.75, 5.0],
+        ),
+    ],
+)
+def test_penalties_by_hand(settings, expected):
+    logits = [3.0, -1.0, 4.0, -2.0, 5.0]
+    penalised = _penalised(logits, **TEXT, **settings)
+    assert penalised.tolist() == expected
+
+
+def test_a_row_has_penalties_of_its_own():
+    settings = SamplerSettings.constant(3)._replace(
+        repetition_penalty=ops.array([2.0, 1.0, 1.0]),
+        frequency_penalty=ops.array([0.0, 1.0, 0.0]),
+        presence_penalty=ops.array([0.0, 0.0, 1.0]),
+    )
+    counts = TokenCounts(
+        is_in_prompt=ops.zeros((3, 1), "bool"),
+        generated=ops.full((3, 1), 2, "int32"),
+    )
+    penalised = penalise(ops.full((3, 1), 5.0), settings, counts)
+    assert ops.convert_to_numpy(penalised).ravel().tolist() == [2.5, 3.0, 4.0]
+
+
+def test_tokens_are_counted_in_the_rows_that_are_told():
+    counts = TokenCounts(
+        is_in_prompt=ops.array([[1, 0, 0]] * 3, "bool"),
+        generated=ops.zeros((3, 3), "int32"),
+    )
+    counts = counts.add(ops.array([1, 1, 0]), ops.array([1, 0, 1], "bool"))
+    counts = counts.add(ops.array([1, 2, 2]), ops.array([1, 0, 1], "bool"))
+    generated = ops.convert_to_numpy(counts.generated)
+    assert generated.tolist() == [[0, 2, 0], [0, 0, 0], [1, 0, 1]]
+    assert np.array(counts.is_in_prompt).tolist() == [[True, False, False]] * 3
 
 
 # Independence.
@@ -151,50 +193,74 @@ def _mixed_settings():
         top_p=ops.array([1.0, 1.0, 0.9, 1.0]),
         min_p=ops.array([0.0, 0.0, 0.0, 0.2]),
         repetition_penalty=ops.array([1.0, 1.5, 1.0, 1.2]),
+        frequency_penalty=ops.array([0.0, 0.5, -0.5, 0.0]),
+        presence_penalty=ops.array([0.0, -1.0, 0.0, 1.0]),
         seed=ops.array([5, 6, 7, 8], "int32"),
     )
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
+def _choose(logits, in_prompt, generated, position):
+    settings = _mixed_settings()
+    counts = TokenCounts(in_prompt, generated)
+    return choose_next(penalise(logits, settings, counts), settings, position)
+
+
+def _row_inputs():
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(4, 9)).astype("float32")
-    is_seen = rng.integers(0, 2, (4, 9)).astype(bool)
+    return (
+        rng.normal(size=(4, 9)).astype("float32"),
+        rng.integers(0, 2, (4, 9)).astype(bool),
+        rng.integers(0, 3, (4, 9)).astype("int32"),
+    )
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    logits, in_prompt, generated = map(ops.array, _row_inputs())
+    counts = TokenCounts(in_prompt, generated)
     settings = _mixed_settings()
     for step in range(20):
-        together = choose_next(
-            ops.array(logits), settings, ops.array(step), ops.array(is_seen)
-        )
+        # Rows stand at positions of their own.
+        position = ops.array([step, 3 * step, 7, 100 - step], "int32")
+        together = _choose(logits, in_prompt, generated, position)
         for row in range(4):
-            alone = choose_next(
-                ops.array(logits[row : row + 1]),
-                SamplerSettings(*(field[row : row + 1] for field in settings)),
-                ops.array(step),
-                ops.array(is_seen[row : row + 1]),
+            own = slice(row, row + 1)
+            alone = SamplerSettings(*(field[own] for field in settings))
+            penalised = penalise(
+                logits[own], alone, TokenCounts(*(one[own] for one in counts))
             )
-            assert int(alone[0]) == int(together[row])
+            chosen = choose_next(penalised, alone, position[own])
+            assert int(chosen[0]) == int(together[row])
 
 
-def test_a_seed_decides_and_steps_and_seeds_differ():
+def test_a_seed_and_a_position_decide():
     np.testing.assert_array_equal(_draw(), _draw())
-    assert (_draw() != _draw(step=1)).mean() > 0.3
+    assert (_draw() != _draw(position=1)).mean() > 0.3
     # Row 7 of the seeds from 0 has the seed of row 0 of those from 7.
     np.testing.assert_array_equal(_draw(seed=7)[:-7], _draw()[7:])
 
 
+def test_a_row_draws_at_its_own_position():
+    settings = SamplerSettings.constant(50, temperature=1.0, seed=3)
+    chosen = choose_next(
+        ops.array(np.tile(LOGITS, (50, 1))),
+        settings,
+        ops.arange(50, dtype="int32"),
+    )
+    expected = [
+        int(_draw(rows=1, position=place, seed=3)[0]) for place in range(50)
+    ]
+    assert ops.convert_to_numpy(chosen).tolist() == expected
+    assert len(set(expected)) > 2
+
+
 def test_compiled_equals_plain():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(4, 9)).astype("float32")
-    is_seen = np.zeros((4, 9), bool)
-
-    def choose(step):
-        return choose_next(
-            tf.constant(logits), _mixed_settings(), step, tf.constant(is_seen)
-        )
-
-    compiled = tf.function(choose, jit_compile=True)
+    inputs = [tf.constant(one) for one in _row_inputs()]
+    compiled = tf.function(_choose, jit_compile=True)
     for step in range(20):
-        step = tf.constant(step)
-        np.testing.assert_array_equal(compiled(step), choose(step))
+        position = tf.range(4) + step
+        np.testing.assert_array_equal(
+            compiled(*inputs, position), _choose(*inputs, position)
+        )
 
 
 # Settings.
@@ -213,6 +279,10 @@ def test_compiled_equals_plain():
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": -1.0},
+        {"frequency_penalty": -2.1},
+        {"frequency_penalty": 2.1},
+        {"presence_penalty": -2.1},
+        {"presence_penalty": float("nan")},
     ],
 )
 def test_a_setting_out_of_range_is_refused(settings):
@@ -221,9 +291,12 @@ def test_a_setting_out_of_range_is_refused(settings):
 
 
 def test_settings_are_one_value_a_row():
-    settings = SamplerSettings.constant(3, temperature=0.5, top_k=4, seed=7)
+    settings = SamplerSettings.constant(
+        3, temperature=0.5, top_k=4, presence_penalty=-2.0, seed=7
+    )
     assert settings.temperature.numpy().tolist() == [0.5] * 3
     assert settings.top_k.numpy().tolist() == [4] * 3
+    assert settings.presence_penalty.numpy().tolist() == [-2.0] * 3
     assert settings.seed.numpy().tolist() == [7] * 3
     assert settings.top_p.dtype == "float32"
 
@@ -261,17 +334,17 @@ def test_threefry_gives_the_known_answers(key, counter, expected):
 
 
 @hypothesis.given(
-    seed=st.integers(-(2**31), 2**31 - 1), step=st.integers(0, 2**31 - 1)
+    seed=st.integers(-(2**31), 2**31 - 1), position=st.integers(0, 2**31 - 1)
 )
 @hypothesis.settings(max_examples=30)
-def test_uniform_numbers_are_from_zero_to_below_one(seed, step):
+def test_uniform_numbers_are_from_zero_to_below_one(seed, position):
     number = uniform_numbers(
-        ops.array([seed], "int32"), ops.array(step, "int32")
+        ops.array([seed], "int32"), ops.array([position], "int32")
     )
     assert 0.0 <= float(number[0]) < 1.0
 
 
-def test_uniform_numbers_are_uniform_over_seeds_and_over_steps():
+def test_uniform_numbers_are_uniform_over_seeds_and_positions():
     count = 20_000
     zeros, numbers = ops.zeros(count, "int32"), ops.arange(count, dtype="int32")
     for drawn in (

@@ -6,7 +6,7 @@ from keras import ops
 
 from kerasgpt.layers import attention
 from kerasgpt.layers.attention import MultiHeadAttention
-from kerasgpt.layers.cache import allocate_cache
+from kerasgpt.layers.cache import allocate_cache, slot_writer
 
 BATCH, LENGTH, WIDTH, HEAD_DIM = 2, 6, 8, 4
 
@@ -206,13 +206,14 @@ def test_token_by_token_over_a_cache_equals_all_at_once():
     for step in range(LENGTH):
         mask = np.zeros((BATCH, 1, LENGTH + 2), bool)
         mask[:, :, : step + 1] = True
+        positions = _positions()[:, step : step + 1]
         output, keys, values = layer(
             inputs[:, step : step + 1],
             attention_mask=ops.array(mask),
-            positions=_positions()[:, step : step + 1],
+            positions=positions,
             keys=keys,
             values=values,
-            start=step,
+            write=slot_writer(keys, positions),
         )
         np.testing.assert_allclose(output[:, 0], whole[:, step], atol=1e-6)
     np.testing.assert_allclose(keys[:, :, :LENGTH], all_keys, atol=1e-6)

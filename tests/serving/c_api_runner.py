@@ -3,13 +3,15 @@
 Not: anything in Python TensorFlow, which is never imported here. This is what
 TensorFlow Serving does: the same loader, the same session, XLA switched off.
 
-    python c_api_runner.py EXPORT REQUEST.json RESPONSE.json CC_LIBRARY
+    python c_api_runner.py EXPORT REQUESTS.json ANSWERS.json CC_LIBRARY
         [--ops LIBRARY] [--keep-xla]
 
-REQUEST.json: {"inputs": {alias: {"name", "dtype", "shape", "values"}},
-"outputs": {alias: {"name"}}}, names and dtypes as the SignatureDef has them,
-values flat. RESPONSE.json: {"code", "message", "outputs": {alias: {"shape",
-"values"}}, "seconds"}. The signature is run twice and must answer the same.
+REQUESTS.json: list of {"inputs": {alias: {"name", "dtype", "shape",
+"values"}}, "outputs": {alias: {"name"}}}, names and dtypes as the SignatureDef
+has them, values flat. ANSWERS.json: {"code", "message", "answers": list of
+{"code", "message", "outputs": {alias: {"shape", "values"}}, "seconds"}}, the
+first code of the load. A request is run twice and must answer the same.
+Strings that are not UTF-8 travel as lone surrogates (surrogateescape).
 """
 
 import argparse
@@ -17,7 +19,12 @@ import ctypes
 import json
 import time
 
-NUMBERS = {1: ctypes.c_float, 3: ctypes.c_int32, 9: ctypes.c_int64}
+NUMBERS = {
+    1: ctypes.c_float,
+    3: ctypes.c_int32,
+    9: ctypes.c_int64,
+    10: ctypes.c_bool,
+}
 STRING, STRING_BYTES = 7, 24
 POINTER = ctypes.c_void_p
 # Result and argument types: ctypes would cut a 64-bit address to an int.
@@ -199,7 +206,8 @@ class Runner:
             ctypes.memmove(address, numbers, ctypes.sizeof(numbers))
             return tensor
         for index, value in enumerate(values):
-            text, element = value.encode(), address + index * STRING_BYTES
+            text = value.encode(errors="surrogateescape")
+            element = address + index * STRING_BYTES
             self.c.TF_StringInit(element)
             self.c.TF_StringCopy(element, text, len(text))
         return tensor
@@ -218,7 +226,7 @@ class Runner:
                 self.c.TF_StringGetDataPointer(element),
                 self.c.TF_StringGetSize(element),
             )
-            values.append(text.decode())
+            values.append(text.decode(errors="surrogateescape"))
         return {"shape": shape, "values": values}
 
     def delete(self, tensor):
@@ -236,38 +244,50 @@ class Runner:
         return address, self.c.TF_TensorType(tensor), count
 
 
+def answer(runner, request):
+    """Runs a request twice: no state of the first may leak into the second."""
+    seconds, answers = [], []
+    try:
+        for _ in range(2):
+            started = time.perf_counter()
+            answers.append(runner.run(**request))
+            seconds.append(time.perf_counter() - started)
+    except StatusError as error:
+        code, message = error.args
+        return {"code": code, "message": message}
+    if answers[0] != answers[1]:
+        return {"code": -1, "message": "two runs differ"}
+    return {
+        "code": 0,
+        "message": "",
+        "outputs": answers[0],
+        "seconds": seconds,
+    }
+
+
 def main():
     parser = argparse.ArgumentParser()
-    for name in ("export", "request", "response", "cc_library"):
+    for name in ("export", "requests", "answers", "cc_library"):
         parser.add_argument(name)
     parser.add_argument("--ops", help="library of further ops")
     parser.add_argument("--keep-xla", action="store_true")
     options = parser.parse_args()
-    with open(options.request, encoding="utf-8") as file:
-        request = json.load(file)
-    response = {"code": 0, "message": "", "outputs": {}, "seconds": {}}
+    with open(options.requests, encoding="utf-8") as file:
+        requests = json.load(file)
+    answers = {"code": 0, "message": "", "answers": []}
     try:
         runner = Runner(
             options.cc_library,
             op_library=options.ops,
             keep_xla=options.keep_xla,
         )
-        started = time.perf_counter()
         runner.load(options.export)
-        response["seconds"]["load"] = time.perf_counter() - started
-        # Twice, because no state of the first may leak into the second.
-        for run in ("first", "second"):
-            started = time.perf_counter()
-            outputs = runner.run(**request)
-            response["seconds"][run] = time.perf_counter() - started
-            if response["outputs"] not in ({}, outputs):
-                raise StatusError(-1, "two runs differ")
-            response["outputs"] = outputs
+        answers["answers"] = [answer(runner, one) for one in requests]
         runner.close()
     except StatusError as error:
-        response["code"], response["message"] = error.args
-    with open(options.response, "w", encoding="utf-8") as file:
-        json.dump(response, file)
+        answers["code"], answers["message"] = error.args
+    with open(options.answers, "w", encoding="utf-8") as file:
+        json.dump(answers, file)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,24 @@
-import pytest
+import contextlib
+import threading
+import time
 
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+
+from kerasgpt.config import InputError
 from kerasgpt.generation import Generator
 from kerasgpt.models import GPTCausalLM
-from kerasgpt.serving.chat import chat, fit_context, tell_conversation
-from kerasgpt.tokenizers import ByteTokenizer, ChatTemplate
+from kerasgpt.serving.backend import Backend, GeneratedToken, Unavailable
+from kerasgpt.serving.chat import (
+    RemoteGenerator,
+    chat,
+    fit_context,
+    tell_conversation,
+)
+from kerasgpt.serving.client import OpenAIClient, ServerError
+from kerasgpt.serving.openai import openai_routes
+from kerasgpt.tokenizers import CONTROL_TOKENS, ByteTokenizer, ChatTemplate
 from tests.descriptors import tiny_config
 
 CONTEXT = 96
@@ -215,3 +230,137 @@ def test_streamed_pieces_join_to_the_reply_of_the_model():
     assert reply
     _, _, shown = terminal.screen.partition("> ")
     assert shown == f"{reply}\n> \n"
+
+
+class EchoBackend(Backend):
+    """Repeats the user's text; "fail" in it makes the server fail."""
+
+    context_length = CONTEXT
+    max_new_tokens = 64
+    vocabulary_size = 265
+    control_ids = {name: index for index, name in enumerate(CONTROL_TOKENS)}
+
+    def __init__(self):
+        self.tokenizer = ByteTokenizer()
+        self.requests = []
+
+    async def encode(self, texts):
+        return [self.tokenizer.encode(text) for text in texts]
+
+    async def encode_chat(self, messages):
+        return ChatTemplate(self.tokenizer).prompt(messages)
+
+    async def decode(self, rows):
+        return [self.tokenizer.decode(row) for row in rows]
+
+    async def generate(self, request):
+        self.requests.append(request)
+        user = self.control_ids["<|user|>"]
+        start = len(request.token_ids) - request.token_ids[::-1].index(user)
+        token_ids = request.token_ids[start:-2]
+        for token_id in token_ids[: request.max_new_tokens]:
+            yield [GeneratedToken(token_id, -1.0, (), None)]
+        if self.tokenizer.decode(token_ids) == "fail":
+            raise Unavailable("the model was retired")
+        yield [GeneratedToken(request.stop_id, -1.0, (), "stop")]
+
+    async def score(self, rows):
+        raise NotImplementedError
+
+
+@contextlib.contextmanager
+def serving(backend):
+    """Gives the URL of a server of OpenAI's routes."""
+    routes = openai_routes(
+        lambda name: backend, lambda: [("echo", 0)] if backend else []
+    )
+    config = uvicorn.Config(
+        Starlette(routes=routes), port=0, log_level="critical", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def remote():
+    """A backend, and a generator of the server in front of it."""
+    backend = EchoBackend()
+    with serving(backend) as url, OpenAIClient(url) as client:
+        yield backend, RemoteGenerator(client)
+
+
+def test_a_server_stands_in_for_the_generator(remote):
+    backend, generator = remote
+    assert generator.context_length == CONTEXT
+    backend.requests.clear()
+    options = {
+        "max_new_tokens": 50,
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.5,
+        "seed": 7,
+    }
+    _, terminal = talk("你好", "And?", generator=generator, **options)
+    assert "> 你好\n> And?\n> \n" in terminal.screen
+    first, second = backend.requests
+    template = ChatTemplate(ByteTokenizer())
+    turns = [
+        {"role": "user", "content": "你好"},
+        {"role": "assistant", "content": "你好"},
+        {"role": "user", "content": "And?"},
+    ]
+    assert list(first.token_ids) == template.prompt(turns[:1])
+    assert list(second.token_ids) == template.prompt(turns)
+    for request in backend.requests:
+        for name, value in options.items():
+            assert getattr(request, name) == value
+
+
+def test_a_server_is_asked_for_no_more_than_fits(remote):
+    backend, generator = remote
+    backend.requests.clear()
+    talk("a" * 40, "b" * 40, generator=generator, max_new_tokens=60)
+    # The first turns are gone; 40 letters and 4 control ids leave 52.
+    assert [len(one.token_ids) for one in backend.requests] == [44, 44]
+    assert [one.max_new_tokens for one in backend.requests] == [52, 52]
+
+
+def test_what_a_server_refuses_is_told_and_the_chat_goes_on(remote):
+    backend, generator = remote
+    backend.requests.clear()
+    _, terminal = talk("Hi", "fail", "Yo", generator=generator)
+    assert "> Hi\n> fail\n(http" in terminal.screen
+    assert ": the model was retired)\n> Yo\n> \n" in terminal.screen
+    template = ChatTemplate(ByteTokenizer())
+    assert list(backend.requests[-1].token_ids) == template.prompt(
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hi"},
+            {"role": "user", "content": "Yo"},
+        ]
+    )
+    _, terminal = talk("Hi", generator=generator, max_new_tokens=65)
+    assert "400: max_tokens: at most 64 tokens" in terminal.screen
+    assert terminal.screen.endswith(")\n> \n")
+
+
+def test_a_server_that_is_away_is_told_at_once(remote):
+    with (
+        serving(None) as url,
+        OpenAIClient(url) as client,
+        pytest.raises(InputError, match=f"{url}: serves no model"),
+    ):
+        RemoteGenerator(client)
+    with OpenAIClient(url) as client, pytest.raises(ServerError, match=url):
+        RemoteGenerator(client, model="echo")

@@ -1,12 +1,9 @@
-import json
-import pathlib
-import subprocess
-import sys
+import concurrent.futures
+import functools
 
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_text
 from tensorflow.core.protobuf import saved_model_pb2
 
 from kerasgpt.config import InputError
@@ -21,20 +18,6 @@ from kerasgpt.tokenizers import (
 )
 
 CAP, CONTEXT = 24, 96
-STRING, INT32, FLOAT32 = tf.string, tf.int32, tf.float32
-SAMPLING = {
-    "max_new_tokens": INT32,
-    "temperature": FLOAT32,
-    "top_k": INT32,
-    "top_p": FLOAT32,
-    "seed": INT32,
-}
-REPLY = {
-    "text": STRING,
-    "text_bytes": STRING,
-    "num_tokens": INT32,
-    "finish_reason": STRING,
-}
 QUESTIONS = [
     "Where is my order?",
     "Can I return shoes I have worn?",
@@ -159,30 +142,6 @@ def chat_inputs(conversations, **changes):
     }
 
 
-def test_signatures_have_names_dtypes_and_batches(signatures):
-    matrices = {"roles": STRING, "contents": STRING}
-    expected = {
-        "serving_default": ({"prompt": STRING}, {"text": STRING}),
-        "chat": ({**matrices, **SAMPLING}, REPLY),
-        "generate": ({"prompt": STRING, **SAMPLING}, REPLY),
-        "score": (
-            {"text": STRING},
-            {"log_likelihood": FLOAT32, "num_tokens": INT32},
-        ),
-    }
-    assert set(signatures) == set(expected)
-    for name, (inputs, outputs) in expected.items():
-        known = signatures[name].structured_input_signature[1]
-        assert {alias: one.dtype for alias, one in known.items()} == inputs
-        for alias, one in known.items():
-            rank = 2 if alias in matrices else 1
-            assert one.shape.as_list() == [None] * rank
-            assert one.name == alias
-        made = signatures[name].structured_outputs
-        assert {alias: one.dtype for alias, one in made.items()} == outputs
-        assert all(one.shape.as_list() == [None] for one in made.values())
-
-
 def test_greedy_replies_equal_the_generator(signatures, generator):
     conversations = [[message(prompt)] for prompt in PROMPTS]
     expected = generator.reply(conversations, max_new_tokens=CAP)
@@ -210,22 +169,6 @@ def test_conversations_of_unequal_length(signatures, generator):
     ]
 
 
-@pytest.mark.parametrize("text", [*CONTROL_TOKENS, "".join(CONTROL_TOKENS)])
-def test_typed_control_tokens_stay_text(text, generator):
-    token_ids = generator.template.prompt_strings(
-        tf.constant([["user"]]), tf.constant([[text]])
-    ).to_list()[0]
-    control = [one for one in token_ids if one < len(CONTROL_TOKENS)]
-    names = [CONTROL_TOKENS[one] for one in control]
-    assert names == [
-        "<|document|>",
-        "<|user|>",
-        "<|end_of_turn|>",
-        "<|assistant|>",
-    ]
-    assert token_ids == generator.template.prompt([message(text)])
-
-
 def test_generate_equals_a_loop_without_cache(signatures, model, tokenizer):
     stop_id = tokenizer.control_id("<|end_of_document|>")
     expected = []
@@ -246,20 +189,6 @@ def test_generate_equals_a_loop_without_cache(signatures, model, tokenizer):
         expected.append(tokenizer.decode(token_ids[len(start) :]))
     reply = call(signatures["generate"], prompt=PROMPTS[:6], **sampling(6))
     assert reply["text"] == expected
-
-
-def test_score_sums_log_probabilities(signatures, model, tokenizer):
-    scores = call(signatures["score"], text=PROMPTS)
-    for index, text in enumerate(PROMPTS):
-        targets = tokenizer.encode(text)
-        inputs = [tokenizer.control_id("<|document|>"), *targets[:-1]]
-        logits = model({"token_ids": np.array([inputs])})[0]
-        log_probabilities = tf.nn.log_softmax(logits).numpy()
-        expected = log_probabilities[range(len(targets)), targets].sum()
-        assert scores["num_tokens"][index] == len(targets)
-        assert scores["log_likelihood"][index] == pytest.approx(
-            expected, rel=1e-4
-        )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -342,83 +271,6 @@ def test_replies_end_with_the_context(signatures, tokenizer):
     assert scores["num_tokens"] == [CONTEXT]
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"prompt": ["hi", ""]}, "prompt must not be empty"),
-        ({"prompt": ["hi", b"\xff"]}, "must be valid UTF-8"),
-        ({"prompt": ["hi", b"\xed\xa0\x80"]}, "must be valid UTF-8"),
-        ({"prompt": ["hi", "1" * (CONTEXT - 1)]}, "must leave room"),
-        ({"prompt": ["hi"]}, "a value for each row"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be from 1 to 24"),
-        ({"max_new_tokens": CAP + 1}, "max_new_tokens must be from 1 to 24"),
-        ({"temperature": -0.1}, "temperature must be"),
-        ({"temperature": [0.0, float("nan")]}, "temperature must be"),
-        ({"temperature": float("inf")}, "temperature must be"),
-        ({"top_k": -1}, "top_k must be at least 0"),
-        ({"top_p": 0.0}, "top_p must be above 0"),
-        ({"top_p": 1.1}, "top_p must be above 0"),
-        ({"top_p": float("nan")}, "top_p must be above 0"),
-        ({"seed": [1]}, "seed must have a value for each row"),
-        ({"top_k": [1, 2, 3]}, "top_k must have a value for each row"),
-    ],
-)
-def test_generate_refuses(signatures, changes, expected):
-    prompt = changes.pop("prompt", ["hi", "you"])
-    with pytest.raises(tf.errors.InvalidArgumentError, match=expected):
-        call(signatures["generate"], prompt=prompt, **sampling(2, **changes))
-
-
-@pytest.mark.parametrize(
-    ("roles", "contents", "expected"),
-    [
-        ([["user"], ["owner"]], [["a"], ["b"]], "roles must be one of"),
-        ([["user"], [""]], [["a"], [""]], "must have a turn"),
-        ([["user"], ["User"]], [["a"], ["b"]], "roles must be one of"),
-        ([["user", ""], ["user", ""]], [["a", ""], ["a", "b"]], "have a role"),
-        ([["", "user"]] * 2, [["", "a"]] * 2, "must stand before"),
-        ([["user"]] * 2, [["a", "b"]] * 2, "equal in shape"),
-        ([["user"]] * 2, [["a"], [b"\xff"]], "contents must be valid UTF-8"),
-        ([["user"]] * 2, [["a"], ["1" * CONTEXT]], "must leave room"),
-        ([["user"]] * 3, [["a"]] * 3, "a value for each row"),
-    ],
-)
-def test_chat_refuses(signatures, roles, contents, expected):
-    with pytest.raises(tf.errors.InvalidArgumentError, match=expected):
-        call(signatures["chat"], roles=roles, contents=contents, **sampling(2))
-
-
-@pytest.mark.parametrize(
-    ("name", "inputs", "expected"),
-    [
-        ("serving_default", {"prompt": [""]}, "prompt must not be empty"),
-        ("serving_default", {"prompt": ["1" * CONTEXT]}, "must leave room"),
-        ("serving_default", {"prompt": []}, "the batch must have a row"),
-        ("score", {"text": ["a", ""]}, "text must not be empty"),
-        ("score", {"text": ["1" * (CONTEXT + 1)]}, "more tokens than"),
-        ("score", {"text": []}, "the batch must have a row"),
-    ],
-)
-def test_other_signatures_refuse(signatures, name, inputs, expected):
-    with pytest.raises(tf.errors.InvalidArgumentError, match=expected):
-        call(signatures[name], **inputs)
-
-
-def test_graph_has_no_python_and_no_xla(export):
-    saved = saved_model_pb2.SavedModel.FromString(
-        (export / "saved_model.pb").read_bytes()
-    )
-    graph = saved.meta_graphs[0].graph_def
-    functions = graph.library.function
-    nodes = [*graph.node, *(n for one in functions for n in one.node_def)]
-    operations = {node.op for node in nodes}
-    assert "SentencepieceTokenizeOp" in operations
-    assert not operations & {"PyFunc", "EagerPyFunc", "StatelessPyFunc"}
-    assert not [name for name in operations if name.startswith("Xla")]
-    for part in [*nodes, *functions]:
-        assert not part.attr["_XlaMustCompile"].b
-
-
 def test_versions_count_up(tokenizer, tmp_path):
     folder = tmp_path / "models" / "tiny"
     small = GPTCausalLM(
@@ -481,124 +333,236 @@ def test_a_place_that_cannot_be_written_is_refused(model, tokenizer, tmp_path):
             export_saved_model(model, tokenizer, place)
 
 
-def run_in_c(export, signature, inputs, folder, *options):
-    """Runs a signature in a process without Python TensorFlow."""
-    saved = saved_model_pb2.SavedModel.FromString(
-        (pathlib.Path(export) / "saved_model.pb").read_bytes()
-    )
-    definition = saved.meta_graphs[0].signature_def[signature]
-    request = {
-        "inputs": {
-            alias: {
-                "name": info.name,
-                "dtype": info.dtype,
-                "shape": np.shape(inputs[alias]),
-                "values": np.ravel(inputs[alias]).tolist(),
-            }
-            for alias, info in definition.inputs.items()
-        },
-        "outputs": {
-            alias: {"name": info.name}
-            for alias, info in definition.outputs.items()
-        },
+# Ids in, ids out.
+
+
+def ids(*rows):
+    width = max(map(len, rows))
+    return {
+        "token_ids": [[*row, *[0] * (width - len(row))] for row in rows],
+        "length": [len(row) for row in rows],
     }
-    (folder / "request.json").write_text(json.dumps(request))
-    libraries = pathlib.Path(tf.__file__).parent
-    completed = subprocess.run(
-        [
-            sys.executable,
-            pathlib.Path(__file__).with_name("c_api_runner.py"),
-            export,
-            folder / "request.json",
-            folder / "response.json",
-            libraries / "libtensorflow_cc.so.2",
-            *options,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert completed.returncode == 0, completed.stderr
-    return json.loads((folder / "response.json").read_text())
 
 
-def text_ops():
-    package = pathlib.Path(tensorflow_text.__file__).parent
-    return package / "python" / "ops" / "_sentencepiece_tokenizer.so"
+def unpadded(reply, name="token_ids"):
+    return [
+        row[:length]
+        for row, length in zip(reply[name], reply["length"], strict=True)
+    ]
 
 
-def test_c_library_gives_the_same_replies(export, generator, tmp_path):
-    prompts = [f"{number}. {text}" for number in (1, 2, 3) for text in PROMPTS]
-    prompts = prompts[:100]
-    response = run_in_c(
-        export,
-        "serving_default",
-        {"prompt": prompts},
-        tmp_path,
-        "--ops",
-        text_ops(),
-    )
-    assert response["message"] == ""
-    expected = generator.reply(
-        [[message(prompt)] for prompt in prompts], max_new_tokens=CAP
-    )
-    assert len(prompts) == 100
-    assert response["outputs"]["text"] == {"shape": [100], "values": expected}
+@pytest.fixture(scope="module")
+def rows(generator):
+    """Returns three conversations, then three documents."""
+    template = generator.template
+    chats = [template.prompt([message(prompt)]) for prompt in PROMPTS[:3]]
+    texts = map(generator.tokenizer.encode, ("a", QUESTIONS[7], "tab\t"))
+    return chats + [[template.document_id, *text] for text in texts]
 
 
-def test_c_library_runs_every_signature(export, signatures, tmp_path):
-    chat = [message("hi"), message("你好", "assistant"), message("再见")]
-    changes = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 5}
-    cases = {
-        "chat": chat_inputs([chat, chat[:1]], **changes),
-        "generate": {"prompt": ["a", "b 好"], **sampling(2, **changes)},
-        "score": {"text": ["hello", "你好。"]},
-    }
-    for name, inputs in cases.items():
-        response = run_in_c(export, name, inputs, tmp_path, "--ops", text_ops())
-        assert response["message"] == ""
-        expected = call(signatures[name], **inputs)
-        assert response["outputs"].keys() == expected.keys()
-        for alias, values in expected.items():
-            found = response["outputs"][alias]["values"]
-            if alias == "log_likelihood":
-                values = pytest.approx(values, rel=1e-5)
-            assert found == values
+def test_greedy_ids_equal_the_generator(signatures, generator, rows):
+    expected = [
+        *generator.generate_ids(rows[:3], CAP),
+        *generator.generate_ids(
+            rows[3:], CAP, stop_token="<|end_of_document|>"
+        ),
+    ]
+    reply = call(signatures["generate_ids"], **ids(*rows), **sampling(6))
+    assert unpadded(reply) == expected
+    # What lies beyond a row's length is no part of it.
+    noisy = ids(*rows)
+    for row, length in zip(noisy["token_ids"], noisy["length"], strict=True):
+        row[length:] = [-5] * (len(row) - length)
+    assert call(signatures["generate_ids"], **noisy, **sampling(6)) == reply
 
 
-def test_c_library_refuses_with_invalid_argument(export, tmp_path):
-    response = run_in_c(
-        export, "score", {"text": ["a", ""]}, tmp_path, "--ops", text_ops()
-    )
-    assert response["code"] == 3
-    assert "text must not be empty" in response["message"]
-
-
-def test_c_library_needs_the_text_ops(export, tmp_path):
-    response = run_in_c(export, "score", {"text": ["a"]}, tmp_path)
-    assert response["code"] != 0
-    assert "Op type not registered 'Sentencepiece" in response["message"]
-
-
-def test_c_library_catches_compiled_functions(tmp_path):
-    class Compiled(tf.Module):
-        @tf.function(
-            input_signature=[tf.TensorSpec([None], tf.float32, name="x")],
-            jit_compile=True,
+def in_pieces(signature, prompt, num_tokens, *, size, **changes):
+    """Returns ids and scores made `size` tokens a call, and why they end."""
+    made, scores, reason = [], [], "length"
+    while len(made) < num_tokens and reason == "length":
+        reply = call(
+            signature,
+            **ids(prompt + made),
+            **sampling(
+                1, max_new_tokens=min(size, num_tokens - len(made)), **changes
+            ),
         )
-        def double(self, x):
-            return {"y": 2.0 * x}
+        made += unpadded(reply)[0]
+        scores += unpadded(reply, "log_probabilities")[0]
+        (reason,) = reply["finish_reason"]
+    return made, scores, reason
 
-    module, folder = Compiled(), tmp_path / "1"
-    tf.saved_model.save(
-        module, str(folder), signatures={"serving_default": module.double}
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 4.0])
+def test_pieces_of_three_tokens_equal_all_at_once(
+    signatures, rows, temperature
+):
+    signature, seeds = signatures["generate_ids"], [3, 1, 4, 1, 5, 9]
+    changes = {"temperature": temperature, "top_p": 0.99}
+    reply = call(signature, **ids(*rows), **sampling(6, seed=seeds, **changes))
+    ids_at_once = unpadded(reply)
+    scores_at_once = unpadded(reply, "log_probabilities")
+    for row, prompt in enumerate(rows):
+        made, scores, reason = in_pieces(
+            signature, prompt, CAP, size=3, seed=seeds[row], **changes
+        )
+        assert made == ids_at_once[row]
+        assert scores == pytest.approx(scores_at_once[row], abs=1e-4)
+        assert reason == reply["finish_reason"][row]
+    # The second of two texts with seed 1 is not the first.
+    assert len(set(map(tuple, ids_at_once))) == 6
+
+
+def test_scored_ids_equal_the_log_softmax_of_the_model(signatures, model, rows):
+    found = call(signatures["score_ids"], **ids(*rows))
+    for number, row in enumerate(rows):
+        logits = model({"token_ids": np.array([row])})[0]
+        expected = tf.nn.log_softmax(logits).numpy()[:-1]
+        own = expected[range(len(row) - 1), row[1:]]
+        scores = found["log_probabilities"][number]
+        assert scores[0] == 0.0
+        assert scores[1 : len(row)] == pytest.approx(own, abs=1e-4)
+        assert not any(scores[len(row) :])
+        best = np.argsort(-expected, axis=-1)[:, :5]
+        assert found["top_token_ids"][number][1 : len(row)] == best.tolist()
+        np.testing.assert_allclose(
+            found["top_log_probabilities"][number][1 : len(row)],
+            np.take_along_axis(expected, best, axis=-1),
+            atol=1e-4,
+        )
+        is_greedy = found["is_greedy"][number]
+        assert is_greedy[1 : len(row)] == (row[1:] == best[:, 0]).tolist()
+        assert not is_greedy[0] and not any(is_greedy[len(row) :])
+
+
+def test_generated_ids_are_scored_alike(signatures, rows):
+    changes = {"temperature": 1.0, "max_new_tokens": 8}
+    reply = call(
+        signatures["generate_ids"], **ids(*rows), **sampling(6, **changes)
     )
-    inputs = {"x": [1.0, 2.0]}
-    response = run_in_c(folder, "serving_default", inputs, tmp_path)
-    assert response["code"] == 13
-    assert "XLA compilation disabled" in response["message"]
-    response = run_in_c(
-        folder, "serving_default", inputs, tmp_path, "--keep-xla"
+    texts = [
+        row + made for row, made in zip(rows, unpadded(reply), strict=True)
+    ]
+    scores = call(signatures["score_ids"], **ids(*texts))["log_probabilities"]
+    for row, text, own, found in zip(
+        rows,
+        texts,
+        scores,
+        unpadded(reply, "log_probabilities"),
+        strict=True,
+    ):
+        assert found == pytest.approx(own[len(row) : len(text)], abs=1e-4)
+
+
+def test_text_and_ids_are_exchanged(signatures, generator, tokenizer):
+    tokens = call(signatures["tokenize"], text=PROMPTS)
+    assert unpadded(tokens) == [tokenizer.encode(one) for one in PROMPTS]
+    texts = call(signatures["detokenize"], **tokens)
+    assert texts == {"text": PROMPTS, "text_bytes": PROMPTS}
+    chats = [
+        [message("hi"), message("yo", "assistant"), message("再见")],
+        [message("<|assistant|>")],
+    ]
+    turns = chat_inputs(chats)
+    reply = call(
+        signatures["tokenize_chat"],
+        roles=turns["roles"],
+        contents=turns["contents"],
     )
-    assert response["code"] == 0
-    assert response["outputs"]["y"]["values"] == [2.0, 4.0]
+    assert unpadded(reply) == [generator.template.prompt(one) for one in chats]
+    facts = {
+        "<|end_of_turn|>": tokenizer.control_id("<|end_of_turn|>"),
+        "context_length": CONTEXT,
+        "max_new_tokens": CAP,
+        "vocabulary_size": tokenizer.vocabulary_size,
+    }
+    reply = call(signatures["describe"], key=[*facts])
+    assert reply["value"] == [*facts.values()]
+
+
+# The operation that overwrites the cache.
+
+
+def test_in_place_writes_are_those_of_a_scatter():
+    values = np.arange(12, dtype="float32").reshape(6, 2)
+    updates = -np.ones((3, 2), "float32")
+    expected = values.copy()
+    expected[[4, 0, 3]] = updates
+
+    @tf.function
+    def write(rows):
+        # A sum of its own, so that no caller's tensor is overwritten.
+        return saved_model._write_in_place(
+            rows + 0.0, tf.constant([4, 0, 3]), tf.constant(updates)
+        )
+
+    rows = tf.constant(values)
+    for _ in range(2):
+        np.testing.assert_array_equal(write(rows), expected)
+    np.testing.assert_array_equal(rows, values)
+
+
+def test_the_export_writes_every_layer_in_place(export, model):
+    saved = saved_model_pb2.SavedModel.FromString(
+        (export / "saved_model.pb").read_bytes()
+    )
+    functions = saved.meta_graphs[0].graph_def.library.function
+    counts = [
+        [node.op for node in function.node_def].count("InplaceUpdate")
+        for function in functions
+    ]
+    # Keys and values of each layer, in the body of a loop only.
+    assert {*counts} == {0, 2 * model.config.num_layers}
+    for function, count in zip(functions, counts, strict=True):
+        assert not count or "while_body" in function.signature.name
+
+
+REQUESTS = [
+    {"temperature": 0.0, "rows": 6},
+    {"temperature": 1.0, "rows": 1},
+    {"temperature": 1.0, "rows": 4},
+    {"temperature": 0.0, "rows": 2},
+]
+
+
+def answer(signature, rows, *, temperature):
+    changes = {"temperature": temperature, "seed": list(range(len(rows)))}
+    return call(signature, **ids(*rows), **sampling(len(rows), **changes))
+
+
+def test_a_call_leaves_nothing_behind(signatures, rows):
+    # Longer and shorter texts and batches use the same memory in between.
+    signature = signatures["generate_ids"]
+
+    def answers(requests):
+        return [
+            answer(
+                signature,
+                rows[: request["rows"]],
+                temperature=request["temperature"],
+            )
+            for request in requests
+        ]
+
+    expected = answers(REQUESTS)
+    assert answers(REQUESTS) == expected
+    assert answers(REQUESTS[::-1]) == expected[::-1]
+
+
+def test_calls_at_the_same_time_do_not_meet(export, signatures, rows):
+    loaded = [signatures, tf.saved_model.load(str(export)).signatures]
+    calls = [
+        functools.partial(
+            answer,
+            one["generate_ids"],
+            rows[: request["rows"]],
+            temperature=request["temperature"],
+        )
+        for request in REQUESTS
+        for one in loaded
+    ]
+    expected = [one() for one in calls]
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        for _ in range(5):
+            futures = [pool.submit(one) for one in calls]
+            assert [future.result() for future in futures] == expected
