@@ -346,24 +346,15 @@ class Engine(Backend):
     # What clients call, in their event loops.
 
     async def encode(self, texts):
-        if not texts:
-            return []
         return await asyncio.to_thread(
-            lambda: self.tokenizer.encode_strings(tf.constant(texts)).to_list()
+            lambda: [self.tokenizer.encode(text) for text in texts]
         )
 
     async def encode_chat(self, messages):
         return await asyncio.to_thread(self.template.prompt, messages)
 
     async def decode(self, rows):
-        if not rows:
-            return []
-
-        def texts():
-            ids = tf.ragged.constant(rows, tf.int32, ragged_rank=1)
-            return self.tokenizer.decode_ids(ids).numpy()
-
-        return [text.decode() for text in await asyncio.to_thread(texts)]
+        return await asyncio.to_thread(self.tokenizer.decode_batch, rows)
 
     async def generate(self, request):
         job = self._new_job(request)

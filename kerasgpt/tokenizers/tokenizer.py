@@ -77,12 +77,21 @@ class Tokenizer(tf.Module):
 
     def encode(self, text):
         """Returns the ids of a str as a list of int."""
-        return self.encode_strings(tf.constant([text]))[0].numpy().tolist()
+        # Of one row: asking a ragged tensor for it takes longer than encoding.
+        return self.encode_strings(tf.constant([text])).values.numpy().tolist()
 
     def decode(self, token_ids):
         """Returns the str of a list of ids; control ids have no text."""
-        rows = tf.constant([list(token_ids)], tf.int32, (1, len(token_ids)))
-        return self.decode_ids(rows)[0].numpy().decode()
+        return self.decode_batch([token_ids])[0]
+
+    def decode_batch(self, rows):
+        """Returns the str of each list of ids."""
+        flat = tf.RaggedTensor.from_row_lengths(
+            tf.constant([one for row in rows for one in row], tf.int32),
+            tf.constant([len(row) for row in rows], tf.int64),
+            validate=False,
+        )
+        return [text.decode() for text in self.decode_ids(flat).numpy()]
 
     def encode_batch(self, texts, *, batch_size=1024):
         """Returns the ids of many texts, run through tf.data.

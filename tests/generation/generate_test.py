@@ -22,6 +22,7 @@ SHAPES = {
     "learned": {"position": "learned", "norm": "layer", "use_bias": True},
 }
 END = CONTROL_TOKENS.index("<|end_of_turn|>")
+DOCUMENT_END = CONTROL_TOKENS.index("<|end_of_document|>")
 TOKENIZER = ByteTokenizer()
 PROMPTS = [[2, 5, 74, 8, 6], [2, 5, 70, 71, 72, 73, 8, 6], [2, 6]]
 CHATS = {"hi": "yo, 你好!", "bye": "再见 \U0001f600"}
@@ -314,13 +315,29 @@ def test_rows_have_limits_of_their_own(model):
 def test_rows_have_stop_ids_of_their_own(model):
     prompts = PROMPTS[:1] * 4
     greedy = _recomputed(model, prompts[0], 16, stop_id=-1)
-    # A control id that is one row's stop id stays banned in the others.
     stop_ids = [greedy[1], -1, greedy[6], END]
     state = _decode(model, _state(model, prompts), stop_ids=stop_ids)
     for row, stop_id in enumerate(stop_ids):
         expected = _recomputed(model, prompts[0], 16, stop_id=stop_id)
         assert _generated(state, row) == expected
     assert len(set(state.num_tokens.numpy().tolist())) > 2
+
+
+def test_a_stop_id_is_banned_in_rows_that_have_another(model):
+    # The end of the turn is likeliest, then that of the document, then "A".
+    logits = np.zeros((3, TOKENIZER.vocabulary_size), "float32")
+    logits[:, [END, DOCUMENT_END, 74]] = [9.0, 8.0, 7.0]
+    begun = _state(model)
+    state = DecodeState.start(
+        room=16,
+        lengths=begun.lengths,
+        logits=ops.array(logits),
+        cache=begun.cache,
+    )
+    stop_ids = [DOCUMENT_END, END, -1]
+    state = _decode(model, state, stop_ids=stop_ids, num_steps=1)
+    assert state.token_ids[:, 0].numpy().tolist() == [DOCUMENT_END, END, 74]
+    assert state.is_finished.numpy().tolist() == [True, True, False]
 
 
 def test_token_by_token_equals_all_at_once(model):
@@ -532,7 +549,7 @@ def test_a_document_ends_with_its_own_control_id(model):
     norm = constant.backbone.final_norm
     norm.gamma.assign(ops.zeros_like(norm.gamma))
     norm.beta.assign(ops.ones_like(norm.beta))
-    for name, says in (("complete", 3), ("reply", END)):
+    for name, says in (("complete", DOCUMENT_END), ("reply", END)):
         column = np.zeros(head.shape, "float32")
         column[..., says] = 5.0
         column[..., 74] = 1.0
