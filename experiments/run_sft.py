@@ -105,9 +105,7 @@ def main(config):
             "config": config.to_dict(),
         },
     )
-    version = export_saved_model(
-        tuned.model, tuned.tokenizer, config.export_folder
-    )
+    export_saved_model(tuned.model, tuned.tokenizer, config.export_folder)
     print(f"\n{score_table(report['scores'])}\n\n{metrics_table(metrics)}\n")
     for texts in samples:
         chat.tell_conversation(generators["chat"], texts)
@@ -116,7 +114,7 @@ def main(config):
 report          {tuned.folder}/report.md
 chat            kerasgpt chat {tuned.folder}
 TensorBoard     tensorboard --logdir {tuned.folder.parent}
-serve           {version} is ready for TF Serving, see saved_models/README.md
+serve           kerasgpt serve {config.export_folder}
 your own data   python experiments/run_sft.py data.path=my_chats.jsonl \
 run_dir=experiments/runs/mine"""
     )

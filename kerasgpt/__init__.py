@@ -20,7 +20,7 @@ _NAMES = {
     "InputError": "kerasgpt.config",
     "SentencePieceTokenizer": "kerasgpt.tokenizers",
     "TrainStep": "kerasgpt.training.step",
-    "export_saved_model": "kerasgpt.serving",
+    "export_saved_model": "kerasgpt.serving.saved_model",
     "load_model": "kerasgpt.checkpoints",
     "save_model": "kerasgpt.checkpoints",
     "train_sentence_piece": "kerasgpt.tokenizers",

@@ -10,8 +10,8 @@ def attention_mask(
 
     A query sees a key of its own segment that is not later than itself.
     Segment 0 is padding and is seen by nobody, itself included. The rule reads
-    positions, not indices, so it holds for packed documents, for padding on
-    either side, and for cache slots filled in any order.
+    positions, not indices, so it holds for packed documents and for padding on
+    either side.
 
     Args:
         query_positions: int (batch, target_length). Position in its segment.

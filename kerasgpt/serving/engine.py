@@ -76,9 +76,11 @@ class _Job:
         self.tell(tokens)
 
     def tell(self, reply):
-        # The client's event loop may be gone by now.
-        with contextlib.suppress(RuntimeError):
+        try:
             self.loop.call_soon_threadsafe(self.replies.put_nowait, reply)
+        # The client's event loop is gone, and the client with it.
+        except RuntimeError:
+            self.is_cancelled = True
 
 
 class _RowState(NamedTuple):
@@ -140,13 +142,14 @@ class _Batch:
 
     def put(self, row, job, state):
         """Gives a row to a job, with its _RowState of one row."""
-        self._put(tf.constant(row), *tf.nest.flatten(state))
+        # At once: whatever fails, a job stands where `_fail_all` finds it.
         self.jobs[row] = job
+        self._put(tf.constant(row), *tf.nest.flatten(state))
 
     def take(self, row):
         """Returns the _RowState of a row, and frees it."""
-        self.jobs[row] = None
         flat = self._take(tf.constant(row))
+        self.jobs[row] = None
         return tf.nest.pack_sequence_as(self._state, flat)
 
     def advance(self, num_steps):
@@ -385,18 +388,16 @@ class Engine(Backend):
                     f"a text of {len(row)} tokens cannot be scored; it must "
                     f"have from 1 to {self.context_length}."
                 )
+            self._require_known(row)
         loop = asyncio.get_running_loop()
-        results = []
-        for row in rows:
-            future = loop.create_future()
-            with self._changed:
-                self._require_open()
-                if len(self._to_score) >= 16 * self.max_waiting:
-                    raise QueueFull(self._answer_seconds)
-                self._to_score.append((tuple(row), loop, future))
-                self._changed.notify()
-            results.append(future)
-        return list(await asyncio.gather(*results))
+        texts = [(tuple(row), loop, loop.create_future()) for row in rows]
+        with self._changed:
+            self._require_open()
+            if len(self._to_score) >= 16 * self.max_waiting:
+                raise QueueFull(self._answer_seconds)
+            self._to_score += texts
+            self._changed.notify()
+        return list(await asyncio.gather(*(future for *_, future in texts)))
 
     def close(self):
         """Ends the thread; requests still on their way get `Unavailable`."""
@@ -432,7 +433,7 @@ class Engine(Backend):
                 ):
                     self._changed.wait()
                 if self._is_closed:
-                    self._fail_all(Unavailable("the model was retired"))
+                    self._fail_all("the model was retired")
                     return
             try:
                 self._drop_late()
@@ -441,20 +442,20 @@ class Engine(Backend):
                 if self._batch.active:
                     self._step()
             # A fault of ours must neither end the thread nor hang a client.
-            except Exception as error:
+            except Exception:
                 _LOG.exception("the engine failed")
                 with self._changed:
-                    self._fail_all(Unavailable(f"the engine failed: {error}"))
+                    self._fail_all("the model failed; try again")
 
-    def _fail_all(self, error):
-        for _, job in self._batch.active:
-            job.tell(error)
-        for job in self._waiting:
-            job.tell(error)
-        for _, loop, future in self._to_score:
-            _resolve(loop, future, error)
+    def _fail_all(self, reason):
         for batch in self._batches.values():
+            for _, job in batch.active:
+                job.tell(Unavailable(reason))
             batch.jobs = [None] * len(batch.jobs)
+        for job in self._waiting:
+            job.tell(Unavailable(reason))
+        for _, loop, future in self._to_score:
+            _resolve(loop, future, Unavailable(reason))
         self._waiting.clear()
         self._to_score.clear()
 
@@ -476,10 +477,13 @@ class Engine(Backend):
             with self._changed:
                 if not self._waiting:
                     return
-                job = self._waiting.popleft()
+                # Only this thread takes one out.
+                job = self._waiting[0]
             state = self._read_prompt(job.token_ids)
             self._move_to(1 + len(self._batch.active))
             self._batch.put(self._batch.jobs.index(None), job, state)
+            with self._changed:
+                self._waiting.popleft()
 
     def _step(self):
         with self._changed:
@@ -560,9 +564,11 @@ class Engine(Backend):
             with self._changed:
                 if not self._to_score:
                     return
-                row, loop, future = self._to_score.popleft()
+                row, loop, future = self._to_score[0]
             if not future.cancelled():
                 _resolve(loop, future, self._score_row(row))
+            with self._changed:
+                self._to_score.popleft()
 
     def _score_row(self, row):
         length = next(n for n in self._scorers if n >= len(row))
@@ -585,6 +591,11 @@ class Engine(Backend):
                 f"a prompt must have from 1 to {self.context_length - 1} "
                 f"tokens; received {len(request.token_ids)}."
             )
+        if request.max_new_tokens < 1:
+            raise InputError(
+                f"max_new_tokens={request.max_new_tokens}: must be at least 1."
+            )
+        self._require_known(request.token_ids)
         deadline = float("inf")
         if request.deadline_s is not None:
             deadline = time.monotonic() + request.deadline_s
@@ -601,6 +612,14 @@ class Engine(Backend):
     def _require_open(self):
         if self._is_closed:
             raise Unavailable("the model was retired")
+
+    def _require_known(self, token_ids):
+        for token_id in (min(token_ids), max(token_ids)):
+            if not 0 <= token_id < self.vocabulary_size:
+                raise InputError(
+                    f"token ids must be from 0 to {self.vocabulary_size - 1}; "
+                    f"received {token_id}."
+                )
 
     # What is compiled.
 

@@ -76,7 +76,8 @@ class ServingModule(tf.Module):
             given <|document|>; num_tokens, int32, how many.
         generate_ids: token_ids (batch, length) and length, int32, and the
             sampling inputs -> token_ids (batch, new), length, their
-            log_probabilities (batch, new), float32, finish_reason. A row that
+            log_probabilities (batch, new), float32, finish_reason; of a row
+            that stopped, the stop id's probability is the last. A row that
             holds <|assistant|> ends with <|end_of_turn|>, another one with
             <|end_of_document|>.
         score_ids: token_ids, length -> log_probabilities (batch, length),
@@ -332,7 +333,8 @@ class ServingModule(tf.Module):
 
         Returns:
             RaggedTensors (batch, None) of int32 ids and of float32
-            log-probabilities; bool (batch,), whether a stop id came.
+            log-probabilities, the stop id's included; bool (batch,), whether
+            one came.
         """
         limits, *sampling = self._require_sampling(prompts, sampling)
         context = self.context_length
@@ -362,9 +364,9 @@ class ServingModule(tf.Module):
         last = tf.gather(token_ids, num_tokens - 1, batch_dims=1)
         is_stopped = tf.equal(last, stop_ids)
         counts = tf.cast(num_tokens, tf.int64) - tf.cast(is_stopped, tf.int64)
-        rows, scores = (
-            tf.RaggedTensor.from_tensor(values, lengths=counts)
-            for values in (token_ids, scores)
+        rows = tf.RaggedTensor.from_tensor(token_ids, lengths=counts)
+        scores = tf.RaggedTensor.from_tensor(
+            scores, lengths=tf.cast(num_tokens, tf.int64)
         )
         return rows, scores, is_stopped
 

@@ -21,6 +21,7 @@ import tensorflow as tf
 import uvicorn
 from google.protobuf import text_format
 from starlette.applications import Starlette
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from tensorflow.core.protobuf import saved_model_pb2
@@ -289,6 +290,9 @@ async def _serve(config, store, listener, metrics_path, write):
             is_draining=lambda: server.should_exit,
         )
         stack.callback(api.close)
+        if not config.api_key:
+            # No page of another name that was made to point here may ask.
+            app = TrustedHostMiddleware(app, [*_LOOPBACK_NAMES, config.host])
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -324,7 +328,7 @@ async def _open_upstream(config, stack):
     try:
         await upstream.open()
     except (DeadlineExceeded, Unavailable) as error:
-        raise InputError(f"--upstream: {error}.") from error
+        raise InputError(f"--upstream {config.upstream}: {error}.") from error
     return UpstreamBackends(config.model_name, upstream)
 
 
@@ -417,6 +421,7 @@ def _file_endpoint(file):
     return endpoint
 
 
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "[::1]")
 # The versions that a request uses, kept until it is answered.
 _LEASES = contextvars.ContextVar("leases")
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -157,7 +158,9 @@ def replay_warmup(loaded, path):
             log = prediction_log_pb2.PredictionLog.FromString(data)
             _run(loaded.signatures, log)
     except (tf.errors.OpError, DecodeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        text = getattr(error, "message", str(error))
+        rule = re.search(r"assertion failed: \[(.*?)\]\n", text, re.DOTALL)
+        reason = rule[1] if rule else " ".join(text.split())
         raise InputError(
             f"{file}: warm-up record {number} fails: {reason}"
         ) from error

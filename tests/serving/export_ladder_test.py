@@ -19,7 +19,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from kerasgpt.generation import Generator
 from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
-from kerasgpt.serving import export_saved_model
+from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.serving.scan import check_ops
 from kerasgpt.tokenizers import (
     CONTROL_TOKENS,

@@ -10,7 +10,8 @@ from kerasgpt.config import InputError
 from kerasgpt.files import read_manifest
 from kerasgpt.generation import Generator
 from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
-from kerasgpt.serving import export_saved_model, saved_model
+from kerasgpt.serving import saved_model
+from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.tokenizers import (
     CONTROL_TOKENS,
     ByteTokenizer,
@@ -344,10 +345,23 @@ def ids(*rows):
     }
 
 
-def unpadded(reply, name="token_ids"):
+def unpadded(reply):
     return [
         row[:length]
-        for row, length in zip(reply[name], reply["length"], strict=True)
+        for row, length in zip(reply["token_ids"], reply["length"], strict=True)
+    ]
+
+
+def own_scores(reply):
+    """Returns the scores of each row, the stop id's at the end."""
+    return [
+        row[: length + (reason == "stop")]
+        for row, length, reason in zip(
+            reply["log_probabilities"],
+            reply["length"],
+            reply["finish_reason"],
+            strict=True,
+        )
     ]
 
 
@@ -388,20 +402,23 @@ def in_pieces(signature, prompt, num_tokens, *, size, **changes):
             ),
         )
         made += unpadded(reply)[0]
-        scores += unpadded(reply, "log_probabilities")[0]
+        scores += own_scores(reply)[0]
         (reason,) = reply["finish_reason"]
     return made, scores, reason
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize(
+    ("temperature", "reasons"),
+    [(0.0, {"length"}), (1.0, {"length"}), (4.0, {"stop", "length"})],
+)
 def test_pieces_of_three_tokens_equal_all_at_once(
-    signatures, rows, temperature
+    signatures, rows, temperature, reasons
 ):
-    signature, seeds = signatures["generate_ids"], [3, 1, 4, 1, 5, 9]
+    signature, seeds = signatures["generate_ids"], [5, 6, 7, 8, 9, 10]
     changes = {"temperature": temperature, "top_p": 0.99}
     reply = call(signature, **ids(*rows), **sampling(6, seed=seeds, **changes))
     ids_at_once = unpadded(reply)
-    scores_at_once = unpadded(reply, "log_probabilities")
+    scores_at_once = own_scores(reply)
     for row, prompt in enumerate(rows):
         made, scores, reason = in_pieces(
             signature, prompt, CAP, size=3, seed=seeds[row], **changes
@@ -409,7 +426,7 @@ def test_pieces_of_three_tokens_equal_all_at_once(
         assert made == ids_at_once[row]
         assert scores == pytest.approx(scores_at_once[row], abs=1e-4)
         assert reason == reply["finish_reason"][row]
-    # The second of two texts with seed 1 is not the first.
+    assert set(reply["finish_reason"]) == reasons
     assert len(set(map(tuple, ids_at_once))) == 6
 
 
@@ -435,23 +452,23 @@ def test_scored_ids_equal_the_log_softmax_of_the_model(signatures, model, rows):
         assert not is_greedy[0] and not any(is_greedy[len(row) :])
 
 
-def test_generated_ids_are_scored_alike(signatures, rows):
-    changes = {"temperature": 1.0, "max_new_tokens": 8}
+def test_generated_ids_are_scored_alike(signatures, tokenizer, rows):
+    changes = {"temperature": 4.0, "top_p": 0.99, "seed": list(range(5, 11))}
     reply = call(
         signatures["generate_ids"], **ids(*rows), **sampling(6, **changes)
     )
-    texts = [
-        row + made for row, made in zip(rows, unpadded(reply), strict=True)
-    ]
-    scores = call(signatures["score_ids"], **ids(*texts))["log_probabilities"]
-    for row, text, own, found in zip(
-        rows,
-        texts,
-        scores,
-        unpadded(reply, "log_probabilities"),
-        strict=True,
-    ):
-        assert found == pytest.approx(own[len(row) : len(text)], abs=1e-4)
+    assert "stop" in reply["finish_reason"]
+    texts = []
+    for row, made in enumerate(unpadded(reply)):
+        stop = "<|end_of_turn|>" if row < 3 else "<|end_of_document|>"
+        is_stopped = reply["finish_reason"][row] == "stop"
+        end = [tokenizer.control_id(stop)] * is_stopped
+        texts.append(rows[row] + made + end)
+    scored = call(signatures["score_ids"], **ids(*texts))
+    for row, scores in enumerate(own_scores(reply)):
+        expected = scored["log_probabilities"][row]
+        expected = expected[len(rows[row]) : len(texts[row])]
+        assert scores == pytest.approx(expected, abs=1e-4)
 
 
 def test_text_and_ids_are_exchanged(signatures, generator, tokenizer):

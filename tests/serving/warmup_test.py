@@ -5,7 +5,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from kerasgpt.config import InputError
 from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
-from kerasgpt.serving import export_saved_model, warmup
+from kerasgpt.serving import warmup
+from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.serving.warmup import (
     FILE,
     replay_warmup,
