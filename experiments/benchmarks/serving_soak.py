@@ -54,20 +54,27 @@ RECOVERY_GOAL_S, GROWTH_GOAL = 5.0, 0.1
 FAST = 2.0
 # Until memory is where it stays: allocators fill up, threads start.
 WARM_UP = 0.1
-HUGE = (
-    -1,
-    2**31,
-    2**63,
-    10**400,
-    1e308,
-    -1e308,
-    0.1,
-    float("nan"),
-    float("inf"),
+NUMBERS = (
+    *(-1, 0, 1, 2, 100, 0.1, 1.5, 2**31, 2**63, 10**400),
+    *(1e308, -1e308, float("nan"), float("inf")),
 )
-SMALL = (0, 1, 2, 100)
-OTHERS = (None, True, "", "x" * 5000, "\ud800", [], {}, [[]], [None], {"": 0})
-BAD_BYTES = (b"\xff", b"\xc3(", b"\xed\xa0\x80", b"\x00", b"\xf4\x90\x80\x80")
+TEXTS = (
+    *("", " ", "a", "\x00", "\ufeff", "你好", "🙂" * 50, "x" * 5000),
+    *("<|end_of_turn|>", "\U0010ffff1", "-1", "assistant", "SGVsbG8="),
+)
+OTHERS = (None, True, -1, "", "\ud800", [], {}, [[]], [None], {"": 0})
+BAD_BYTES = (
+    *(b"\xff", b"\xc3(", b"\xed\xa0\x80", b"\x00", b"\xf4\x90\x80\x80"),
+    *(b'"', b"}"),
+)
+    b"\xff",
+    b"\xc3(",
+    b"\xed\xa0\x80",
+    b"\x00",
+    b"\xf4\x90\x80\x80",
+    b'"',
+    b"}",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,40 +391,47 @@ def mutated(body, generator):
     """
     pick = generator.choice
     place = functools.partial(pick, list(places(body)))
-    match generator.randrange(8):
-        case 0:
-            text = json.dumps(body).encode()
-            return text[: generator.randrange(len(text))]
-        case 1:
-            body = replaced(body, place(), lambda _: pick(OTHERS))
-        case 2:
-            body = replaced(body, place(), lambda _: pick(HUGE + SMALL))
-        case 3:
-            depth = pick((2, 7, 8, 9, 100, 50_000))
-            text = json.dumps(replaced(body, place(), lambda _: "@DEEP@"))
-            opening, closing = pick((("[", "]"), ('{"a":', "}")))
-            deep = opening * depth + "0" + closing * depth
-            return text.replace('"@DEEP@"', deep).encode()
-        case 4:
-            text = bytearray(json.dumps(body, ensure_ascii=False).encode())
-            at = generator.randrange(len(text))
-            text[at:at] = pick(BAD_BYTES)
-            return bytes(text)
-        case 5:
-            text = json.dumps(body)
-            key = pick(list(body))
-            again = json.dumps({key: pick((body[key], *OTHERS))})
-            return (text[:-1] + "," + again[1:]).encode()
-        case 6:
-            body = replaced(
-                body, place(), lambda one: [one] * pick((0, 2, 300))
-            )
-        case _:
-            text = bytearray(json.dumps(body).encode())
-            for _ in range(pick((1, 3, 10))):
-                text[generator.randrange(len(text))] = generator.randrange(256)
-            return bytes(text)
-    return json.dumps(body).encode()
+    kind = generator.randrange(7)
+    if kind == 0:
+        other = replaced(body, place(), lambda _: pick(OTHERS))
+        return json.dumps(other).encode()
+    if kind in (1, 2):
+        own = functools.partial(of_its_kind, pick=pick)
+        return json.dumps(replaced(body, place(), own)).encode()
+    if kind == 3:
+        depth = pick((2, 7, 8, 9, 100, 50_000))
+        opening, closing = pick((("[", "]"), ('{"a":', "}")))
+        text = json.dumps(replaced(body, place(), lambda _: "@DEEP@"))
+        deep = opening * depth + "0" + closing * depth
+        return text.replace('"@DEEP@"', deep).encode()
+    if kind == 4:
+        text, key = json.dumps(body), pick(list(body))
+        again = json.dumps({key: pick((body[key], *OTHERS))})
+        return (text[:-1] + "," + again[1:]).encode()
+    text = bytearray(json.dumps(body, ensure_ascii=False).encode())
+    at = generator.randrange(len(text))
+    if kind == 5:
+        return bytes(text[:at])
+    text[at : at + pick((0, 1))] = pick(BAD_BYTES)
+    return bytes(text)
+
+
+def of_its_kind(value, *, pick):
+    """Returns another value of the same JSON type.
+
+    Args:
+        value: JSON value.
+        pick: function that takes one of a sequence.
+    """
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return pick(NUMBERS)
+    if isinstance(value, str):
+        return pick(TEXTS)
+    if isinstance(value, list):
+        return pick((value * 2, value * 300, value[:-1], value[::-1]))
+    return {key: one for key, one in value.items() if pick((True, False))}
 
 
 def mutations(name, config):

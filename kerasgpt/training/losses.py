@@ -11,7 +11,9 @@ CHUNK_BYTES = 16 * 2**20
 LEAST_KERNELS = 0.5
 
 
-def next_token_loss(hidden_states, kernel, targets, sample_weight):
+def next_token_loss(
+    hidden_states, kernel, targets, sample_weight, *, total_weight=None
+):
     """Returns the mean cross-entropy of the targets, chunk by chunk.
 
     Logits and their gradient exist for a chunk of tokens at a time. Since the
@@ -25,6 +27,9 @@ def next_token_loss(hidden_states, kernel, targets, sample_weight):
             `hidden_states @ kernel.T`, in float32.
         targets: int (batch, length).
         sample_weight: float (batch, length). Weight of each token.
+        total_weight: float (). Sum of the weights of the whole batch, of
+            which these tokens are a part: the parts' losses then add up to
+            its mean. `None` = these are all.
 
     Returns:
         Mean loss, float32 (), in nats, over the sum of weights, which counts
@@ -48,7 +53,9 @@ def next_token_loss(hidden_states, kernel, targets, sample_weight):
     hidden_states = ops.reshape(hidden_states, (-1, model_dim))
     targets = ops.reshape(ops.cast(targets, "int32"), (-1,))
     weights = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
-    weights = weights / ops.maximum(ops.sum(weights), 1.0)
+    if total_weight is None:
+        total_weight = ops.sum(weights)
+    weights = weights / ops.maximum(total_weight, 1.0)
 
     @ops.custom_gradient
     def mean_loss(hidden_states, kernel):

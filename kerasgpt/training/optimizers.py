@@ -60,6 +60,19 @@ def build_optimizer(
     return optimizer
 
 
+def take_summed_gradients(optimizer):
+    """Lets an optimizer take gradients as they are, under any strategy.
+
+    Keras would sum them over the replicas when they are applied, too late to
+    clip them; the train step has summed them before.
+
+    Args:
+        optimizer: keras.optimizers.Optimizer, changed in place.
+    """
+    summing = getattr(optimizer, "inner_optimizer", optimizer)
+    summing._all_reduce_sum_gradients = list
+
+
 def _scaled(learning_rate, factor):
     if isinstance(
         learning_rate, keras.optimizers.schedules.LearningRateSchedule
