@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 
 from kerasgpt.config import InputError
 
@@ -68,6 +69,81 @@ def atomic_folder(path, *, overwrite=False):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def clear_leftovers(folder, pattern):
+    """Ends what a process that was killed within `atomic_folder` began.
+
+    A folder that had been moved aside for its successor is put back;
+    temporary ones are deleted. No other process may be writing there.
+
+    Args:
+        folder: str or Path, in which folders are written.
+        pattern: str. Names of those folders, such as "step_*".
+    """
+    folder = pathlib.Path(folder)
+    for aside in folder.glob(f".{pattern}.old.*"):
+        for old in aside.iterdir():
+            if not (folder / old.name).exists():
+                os.rename(old, folder / old.name)
+    for leftover in folder.glob(f".{pattern}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+class BackgroundWriter:
+    """Runs one function after the other in a thread: at most one at a time.
+
+    A context: its end waits for the function that is running.
+
+    Example:
+        >>> done = []
+        >>> with BackgroundWriter() as writer:
+        ...     writer.start(lambda: done.append("written"))
+        >>> done
+        ['written']
+    """
+
+    def __init__(self):
+        self._thread = None
+        self._error = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if self._thread:
+            self._thread.join()
+        if error is None:
+            self.check()
+
+    def start(self, function):
+        """Begins to run a function of no arguments, after the one before.
+
+        Raises:
+            Exception: what the one before raised.
+        """
+        self.wait()
+
+        def run():
+            try:
+                function()
+            except Exception as error:  # raised again where it is asked for
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="writer")
+        self._thread.start()
+
+    def wait(self):
+        """Returns when nothing is running; raises what was raised."""
+        if self._thread:
+            self._thread.join()
+        self.check()
+
+    def check(self):
+        """Raises what a function raised, if any did; does not wait."""
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+
 def check_writable(folder):
     """Makes a folder if there is none, and tries to write in it.
 
@@ -95,6 +171,7 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
         _flush(temporary)
         os.replace(temporary, path)
+        _flush(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -105,7 +182,7 @@ def write_text(path, text):
 
 def write_json(path, value):
     """Writes `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _json_bytes(value).decode())
 
 
 def read_json(path):
@@ -118,41 +195,77 @@ def read_json(path):
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read: {error}.") from error
 
 
 def write_manifest(folder, **values):
-    """Writes manifest.json: the values, and the SHA-256 of every other file."""
+    """Writes manifest.json: the values, and the SHA-256 of every other file.
+
+    Its last entry is the SHA-256 of all the others.
+    """
     folder = pathlib.Path(folder)
     hashes = {
         str(file.relative_to(folder)): file_hash(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
-    write_json(folder / MANIFEST, {**values, "files": hashes})
+    write_json(folder / MANIFEST, _signed({**values, "files": hashes}))
 
 
-def read_manifest(folder):
+def read_manifest(folder, *, required=()):
     """Returns the manifest of a folder whose every file was checked.
 
+    Every bit counts, those of the manifest too. Against damage, not against
+    forgery: whoever can write the files can write their hashes.
+
+    Args:
+        folder: str or Path.
+        required: names of files that must be among those checked.
+
     Raises:
-        InputError: if the manifest or a file is missing or has changed.
+        InputError: if the manifest or a file is missing or has changed, or
+            lies outside the folder.
     """
     folder = pathlib.Path(folder)
-    manifest = read_json(folder / MANIFEST)
+    path = folder / MANIFEST
+    manifest = read_json(path)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
-        raise InputError(f"{folder / MANIFEST}: damaged: it lists no files.")
+        raise InputError(f"{path}: damaged: it lists no files.")
+    content = {
+        name: value for name, value in manifest.items() if name != "sha256"
+    }
+    if path.read_bytes() != _json_bytes(_signed(content)):
+        raise InputError(f"{path}: damaged: its own SHA-256 is not right.")
+    for name in required:
+        if name not in files:
+            raise InputError(f"{path}: does not list {name}.")
     for name, expected in files.items():
         file = folder / name
+        place = pathlib.PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            raise InputError(f"{path}: {name!r} is outside the folder.")
         if not file.is_file():
             raise InputError(f"{file}: missing, though {MANIFEST} lists it.")
+        if file.resolve() != folder.resolve() / name:
+            raise InputError(f"{file}: is a link, and not followed.")
         if file_hash(file) != expected:
             raise InputError(
                 f"{file}: damaged: its SHA-256 is not the one in {MANIFEST}."
             )
     return manifest
+
+
+def _json_bytes(value):
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # JSON can name half a character, of which UTF-8 knows nothing.
+    return text.encode(errors="replace")
+
+
+def _signed(content):
+    digest = hashlib.sha256(_json_bytes(content)).hexdigest()
+    return {**content, "sha256": digest}
 
 
 def file_hash(path):

@@ -11,6 +11,7 @@ untrained, so that every answer is as long as it may be.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -420,25 +421,24 @@ def ask(config):
     with tempfile.TemporaryDirectory() as folder, on_cores(config):
         models = serving_task.Models(pathlib.Path(folder), config.folder)
         asked = {
-            "equal": lambda: [("equal", ask_equal(config, models))],
-            "decode": lambda: [
-                (f"decode {shape}", ask_decode(shape, config, models))
+            "equal": [("equal", ask_equal)],
+            "decode": [
+                (f"decode {shape}", functools.partial(ask_decode, shape))
                 for shape in shapes
             ],
-            "clients": lambda: [
-                (f"clients {shape}", ask_clients(shape, config, models))
+            "clients": [
+                (f"clients {shape}", functools.partial(ask_clients, shape))
                 for shape in shapes
             ],
-            "start": lambda: [("start", ask_start(config, models))],
+            "start": [("start", ask_start)],
         }
-        answers = [
-            answer
-            for part in PARTS
-            if part in parts
-            for answer in asked[part]()
-        ]
-    figures = [one for _, (found, _) in answers for one in found]
-    data = {name: record for name, (_, record) in answers}
+        figures, data = [], {}
+        questions = [one for part in parts for one in asked[part]]
+        for name, question in questions:
+            found, data[name] = question(config, models)
+            # There is no later, if a later question fails.
+            print(*(f"  {f.name}: {f.seen}" for f in found), sep="\n")
+            figures += found
     machine = [record["machine"] for record in data.values()][-1]
     lines = [*figure_table(figures), "", machine_line(machine)]
     return Answer(lines, figures, data)

@@ -67,14 +67,6 @@ BAD_BYTES = (
     *(b"\xff", b"\xc3(", b"\xed\xa0\x80", b"\x00", b"\xf4\x90\x80\x80"),
     *(b'"', b"}"),
 )
-    b"\xff",
-    b"\xc3(",
-    b"\xed\xa0\x80",
-    b"\x00",
-    b"\xf4\x90\x80\x80",
-    b'"',
-    b"}",
-)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ TOKENIZERS = {
 }
 
 
-def save_model(folder, model, tokenizer, **facts):
+def save_model(folder, model, tokenizer, *, weights=None, **facts):
     """Writes a model and its tokenizer to a folder, whole or not at all.
 
     The folder holds config.json, model.safetensors (one tensor a variable,
@@ -38,10 +38,14 @@ def save_model(folder, model, tokenizer, **facts):
         folder: str or Path, replaced if it exists.
         model: GPTCausalLM.
         tokenizer: Tokenizer.
+        weights: dict of arrays, as `copy_to_host` gives. `None` = those that
+            the model holds now.
         **facts: further JSON values for the manifest.
     """
+    if weights is None:
+        weights = copy_to_host(model.variables)
     with atomic_folder(folder, overwrite=True) as temporary:
-        save_weights(temporary / WEIGHTS_FILE, model.variables)
+        save_weights(temporary / WEIGHTS_FILE, weights)
         write_json(temporary / CONFIG_FILE, model.config.to_dict())
         save_tokenizer(temporary, tokenizer)
         write_manifest(temporary, **facts)
@@ -61,10 +65,20 @@ def load_model(folder):
         InputError: if a file is missing, damaged or of another shape.
     """
     folder = find_model_folder(folder)
-    read_manifest(folder)
-    model = GPTCausalLM(load_config(folder), name="gpt")
+    read_manifest(
+        folder, required=(WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)
+    )
+    config = load_config(folder)
+    path = folder / WEIGHTS_FILE
+    # Before a configuration can ask for more memory than there is.
+    if path.stat().st_size < config.num_parameters:
+        raise InputError(
+            f"{path}: is too small for the {config.num_parameters:,} "
+            f"parameters of {CONFIG_FILE}."
+        )
+    model = GPTCausalLM(config, name="gpt")
     model.build()
-    load_weights(folder / WEIGHTS_FILE, model.variables)
+    load_weights(path, model.variables)
     return model, load_tokenizer(folder)
 
 
@@ -110,22 +124,37 @@ def load_tokenizer(folder):
     """Returns the tokenizer that `save_tokenizer` wrote.
 
     Raises:
-        InputError: if its kind is unknown or a file is missing.
+        InputError: if its kind is unknown, or a file is missing or another's.
     """
     path = pathlib.Path(folder) / TOKENIZER_FILE
-    kind = read_json(path).get("kind")
-    if kind not in TOKENIZERS:
+    saved = read_json(path)
+    kind = saved.get("kind") if isinstance(saved, dict) else None
+    if not isinstance(kind, str) or kind not in TOKENIZERS:
         raise InputError(f"{path}: unknown tokenizer kind {kind!r}.")
-    return TOKENIZERS[kind].load_files(folder)
+    tokenizer = TOKENIZERS[kind].load_files(folder)
+    if saved.get("fingerprint") != tokenizer.fingerprint():
+        raise InputError(f"{path}: its files are those of another tokenizer.")
+    return tokenizer
 
 
-def save_weights(path, variables):
-    """Writes variables to a safetensors file, named by their paths."""
-    tensors = {
+def copy_to_host(variables):
+    """Returns {name: array}: copies that training goes on without."""
+    return {
         name: np.asarray(variable.numpy())
         for name, variable in name_variables(variables).items()
     }
-    safetensors.numpy.save_file(tensors, path)
+
+
+def save_weights(path, weights):
+    """Writes arrays to a safetensors file, as `copy_to_host` gives them.
+
+    Raises:
+        InputError: if the disk is full or broken.
+    """
+    try:
+        safetensors.numpy.save_file(weights, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path}: cannot be written: {error}.") from error
 
 
 def load_weights(path, variables):

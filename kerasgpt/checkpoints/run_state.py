@@ -1,84 +1,235 @@
 """Owns the state of a run on disk. Not: finished models (model_folder.py)."""
 
+import dataclasses
+import os
 import pathlib
-import shutil
+import re
 
-from kerasgpt.checkpoints.model_folder import load_weights, save_weights
+from kerasgpt.checkpoints.model_folder import (
+    copy_to_host,
+    load_weights,
+    save_weights,
+)
 from kerasgpt.config import InputError
 from kerasgpt.files import (
     atomic_folder,
+    clear_leftovers,
     read_json,
     read_manifest,
     write_json,
     write_manifest,
+    write_text,
 )
 
 PREFIX = "step_"
+# What a run calls the folder of its states.
+STATES_FOLDER = "checkpoints"
+WEIGHTS_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+PROGRESS_FILE = "progress.json"
+METRICS_FILE = "metrics.jsonl"
+FILES = (WEIGHTS_FILE, OPTIMIZER_FILE, PROGRESS_FILE, METRICS_FILE)
 
 
-def save_run_state(folder, *, step, model, optimizer, progress, keep_last):
-    """Writes `folder/step_<step>` and removes all but the newest `keep_last`.
+@dataclasses.dataclass(frozen=True)
+class RunState:
+    """All that a run needs to go on to the same bits, in host memory.
 
-    Saved are weights, the random states among them (dropout seeds are
-    variables of the model), optimizer variables and `progress`; the data
-    position is the step itself.
+    Attributes:
+        step: int, batches trained on.
+        weights: dict of arrays, the random states among them (dropout seeds
+            are variables of the model).
+        optimizer: dict of arrays.
+        progress: JSON value: where the data and the training stand.
+        metrics: str. What the run has told so far, as JSON lines.
+        facts: JSON value: what the run depends on, such as versions.
+    """
+
+    step: int
+    weights: dict
+    optimizer: dict
+    progress: dict
+    metrics: str = ""
+    facts: dict = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model, optimizer, **others):
+        """Returns a state that further training does not change.
+
+        Args:
+            model: keras.Model.
+            optimizer: keras Optimizer, built.
+            **others: the other attributes.
+        """
+        return cls(
+            weights=copy_to_host(model.variables),
+            optimizer=copy_to_host(optimizer.variables),
+            **others,
+        )
+
+
+def save_run_state(folder, state, *, keep_last, keep_steps=()):
+    """Writes `folder/step_<step>`, whole or not at all, and prunes.
 
     Args:
         folder: str or Path of all states of one stage.
-        step: int, batches trained on.
-        model: keras.Model.
-        optimizer: keras Optimizer, built.
-        progress: JSON value, such as the best loss so far.
-        keep_last: int.
+        state: RunState.
+        keep_last, keep_steps: see `prune_run_states`.
+
+    Raises:
+        InputError: if it cannot be written; the states before it stay.
     """
     folder = pathlib.Path(folder)
-    with atomic_folder(
-        folder / f"{PREFIX}{step:08d}", overwrite=True
-    ) as temporary:
-        save_weights(temporary / "model.safetensors", model.variables)
-        save_weights(temporary / "optimizer.safetensors", optimizer.variables)
-        write_json(
-            temporary / "progress.json", {"step": step, "progress": progress}
-        )
-        write_manifest(temporary)
-    for old in list_run_states(folder)[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        clear_leftovers(folder, f"{PREFIX}*")
+        with atomic_folder(
+            folder / f"{PREFIX}{state.step:08d}", overwrite=True
+        ) as temporary:
+            save_weights(temporary / WEIGHTS_FILE, state.weights)
+            save_weights(temporary / OPTIMIZER_FILE, state.optimizer)
+            write_text(temporary / METRICS_FILE, state.metrics)
+            write_json(
+                temporary / PROGRESS_FILE,
+                {
+                    "step": state.step,
+                    "progress": state.progress,
+                    "facts": state.facts,
+                },
+            )
+            write_manifest(temporary)
+        prune_run_states(folder, keep_last=keep_last, keep_steps=keep_steps)
+    except (OSError, InputError) as error:
+        raise InputError(
+            f"the checkpoint of step {state.step} was not saved ({error}); "
+            f"the ones before it stay, and the same command goes on from them."
+        ) from error
 
 
 def list_run_states(folder):
     """Returns the saved states in `folder`, oldest first."""
-    return sorted(pathlib.Path(folder).glob(f"{PREFIX}*"))
+    return sorted(
+        (
+            path
+            for path in pathlib.Path(folder).glob(f"{PREFIX}*")
+            if re.fullmatch(rf"{PREFIX}\d{{8,}}", path.name)
+        ),
+        key=step_of,
+    )
 
 
-def load_run_state(folder, *, model, optimizer):
+def step_of(path):
+    """Returns the step of a saved state, from its name."""
+    return int(path.name.removeprefix(PREFIX))
+
+
+def find_state_folders(folder):
+    """Returns the folders of states that `folder` is, or holds at any depth.
+
+    Raises:
+        InputError: if there is none.
+    """
+    folder = pathlib.Path(folder)
+    found = [folder, *sorted(folder.rglob(STATES_FOLDER))]
+    found = [place for place in found if list_run_states(place)]
+    if not found:
+        raise InputError(
+            f"{folder}: holds no checkpoints ({STATES_FOLDER}/{PREFIX}…); name "
+            f"a run folder such as experiments/runs/shop_chat."
+        )
+    return found
+
+
+def read_run_state(path):
+    """Returns the content of progress.json of a state that is whole.
+
+    Args:
+        path: pathlib.Path of the state.
+
+    Returns:
+        dict with "step", "progress" and "facts".
+
+    Raises:
+        InputError: naming what is damaged.
+    """
+    read_manifest(path, required=FILES)
+    saved = read_json(path / PROGRESS_FILE)
+    if saved["step"] != step_of(path):
+        raise InputError(f"{path}: holds the state of step {saved['step']}.")
+    return saved
+
+
+def load_run_state(
+    folder, *, model, optimizer, at_most=None, tell=lambda line: None
+):
     """Restores the newest state that is whole.
 
     A damaged one is passed over, and the one before it is used.
 
     Args:
-        folder, model, optimizer: see `save_run_state`.
+        folder: str or Path of all states of one stage.
+        model: keras.Model to fill.
+        optimizer: keras Optimizer to fill, built.
+        at_most: int. No state of a later step. `None` = any.
+        tell: function of one str, told why a state is passed over.
 
     Returns:
-        (step, progress), or None if no state was saved.
+        RunState, or None if no state was saved.
 
     Raises:
         InputError: if there are states and none of them is whole.
     """
-    states = list_run_states(folder)
-    problems = []
+    if pathlib.Path(folder).is_dir():
+        clear_leftovers(folder, f"{PREFIX}*")
+    states = [
+        state
+        for state in list_run_states(folder)
+        if at_most is None or step_of(state) <= at_most
+    ]
+    problem = ""
     for state in reversed(states):
         try:
-            read_manifest(state)
-            load_weights(state / "model.safetensors", model.variables)
-            load_weights(state / "optimizer.safetensors", optimizer.variables)
+            saved = read_run_state(state)
+            load_weights(state / WEIGHTS_FILE, model.variables)
+            load_weights(state / OPTIMIZER_FILE, optimizer.variables)
         except InputError as error:
-            problems.append(str(error))
+            problem = problem or str(error)
+            tell(f"passed over: {error}")
             continue
-        saved = read_json(state / "progress.json")
-        return saved["step"], saved["progress"]
+        return RunState.of(
+            model,
+            optimizer,
+            step=saved["step"],
+            progress=saved["progress"],
+            metrics=(state / METRICS_FILE).read_text(encoding="utf-8"),
+            facts=saved["facts"],
+        )
     if states:
         raise InputError(
-            f"{folder}: no checkpoint is whole ({problems[0]}); start again "
+            f"{folder}: no checkpoint is whole ({problem}); start again "
             f"with overwrite=true."
         )
     return None
+
+
+def prune_run_states(folder, *, keep_last, keep_steps=()):
+    """Deletes states and what killed processes left behind.
+
+    Args:
+        folder: str or Path of all states of one stage.
+        keep_last: int. How many of the newest stay.
+        keep_steps: ints. States of these steps stay, too.
+
+    Returns:
+        list of pathlib.Path: what was deleted.
+    """
+    folder = pathlib.Path(folder)
+    pruned = [
+        state
+        for state in list_run_states(folder)[:-keep_last]
+        if step_of(state) not in keep_steps
+    ]
+    for state in pruned:
+        # Renamed first, so that no half of a state bears its name.
+        os.rename(state, folder / f".{state.name}.pruned")
+    clear_leftovers(folder, f"{PREFIX}*")
+    return pruned

@@ -87,7 +87,7 @@ class _RowState(NamedTuple):
     """What rows keep between two calls.
 
     Attributes:
-        cache: KVCache of `context_length` slots.
+        cache: KVCache.
         logits: float32 (rows, vocabulary_size). Of the next token.
         counts: TokenCounts.
     """
@@ -114,6 +114,7 @@ class _Batch:
 
     def __init__(self, model, empty, num_rows, *, jit_compile):
         self.model = model
+        self.num_slots = _num_slots(empty.cache)
         self.jobs = [None] * num_rows
         self.num_idle_calls = 0
         self._state = tf.nest.map_structure(
@@ -142,6 +143,7 @@ class _Batch:
 
     def put(self, row, job, state):
         """Gives a row to a job, with its _RowState of one row."""
+        state = state._replace(cache=_fit(state.cache, self.num_slots))
         # At once: whatever fails, a job stands where `_fail_all` finds it.
         self.jobs[row] = job
         self._put(tf.constant(row), *tf.nest.flatten(state))
@@ -301,39 +303,55 @@ class Engine(Backend):
         }
         self.row_counts = row_counts
         self.max_waiting = max_waiting
-        self._empty = _RowState(
-            cache=model.allocate_cache(1, self.context_length),
-            logits=tf.zeros((1, config.vocabulary_size)),
-            counts=TokenCounts(
-                tf.zeros((1, config.vocabulary_size), tf.bool),
-                tf.zeros((1, config.vocabulary_size), tf.int32),
-            ),
+        # Attention reads every slot, used or not, and most texts are short.
+        context = self.context_length
+        self.slot_counts = (
+            (context // 2, context) if context >= 128 else (context,)
         )
+        vocabulary = (1, config.vocabulary_size)
+        empty = {
+            count: _RowState(
+                cache=model.allocate_cache(1, count),
+                logits=tf.zeros(vocabulary),
+                counts=TokenCounts(
+                    tf.zeros(vocabulary, tf.bool),
+                    tf.zeros(vocabulary, tf.int32),
+                ),
+            )
+            for count in self.slot_counts
+        }
+        self._empty = empty[self.slot_counts[0]]
         row_bytes = sum(
             one.shape.num_elements() * one.dtype.size
-            for one in tf.nest.flatten(self._empty)
+            for one in tf.nest.flatten(empty[context])
         )
         self._kept = collections.deque(maxlen=max(1, kept_bytes // row_bytes))
         self._readers, self._scorers = {}, {}
-        for length in _lengths(self.context_length):
-            token_ids = tf.TensorSpec([1, length], tf.int32)
-            scalar = tf.TensorSpec([], tf.int32)
-            self._readers[length] = _traced(
-                self._traced_read,
-                token_ids,
-                scalar,
-                scalar,
-                *_specs(self._empty.cache),
+        scalar = tf.TensorSpec([], tf.int32)
+        for length in _lengths(context):
+            self._scorers[length] = _traced(
+                self._traced_score,
+                tf.TensorSpec([1, length], tf.int32),
                 jit_compile=jit_compile,
             )
-            self._scorers[length] = _traced(
-                self._traced_score, token_ids, jit_compile=jit_compile
-            )
+        for num_slots in self.slot_counts:
+            for length in _lengths(num_slots):
+                self._readers[num_slots, length] = _traced(
+                    self._traced_read,
+                    tf.TensorSpec([1, length], tf.int32),
+                    scalar,
+                    scalar,
+                    *_specs(empty[num_slots].cache),
+                    jit_compile=jit_compile,
+                )
         self._batches = {
-            count: _Batch(model, self._empty, count, jit_compile=jit_compile)
+            (count, num_slots): _Batch(
+                model, empty[num_slots], count, jit_compile=jit_compile
+            )
             for count in row_counts
+            for num_slots in self.slot_counts
         }
-        self._batch = self._batches[row_counts[0]]
+        self._batch = self._batches[row_counts[0], self.slot_counts[0]]
         self._step_seconds = 1e-3
         self._answer_seconds = 1.0
         # Guards what clients add and the thread takes.
@@ -412,8 +430,9 @@ class Engine(Backend):
 
     def compile(self):
         """Runs every shape once, so that no request waits for a compiler."""
-        for length in self._readers:
-            self._read_prompt([0] * min(length, self.context_length - 1))
+        for num_slots, length in self._readers:
+            self._read((0,) * length, 0, _fit(self._empty.cache, num_slots))
+        for length in self._scorers:
             self._score_row((0,) * length)
         for batch in self._batches.values():
             batch.put(0, None, self._empty)
@@ -480,7 +499,7 @@ class Engine(Backend):
                 # Only this thread takes one out.
                 job = self._waiting[0]
             state = self._read_prompt(job.token_ids)
-            self._move_to(1 + len(self._batch.active))
+            self._make_room(job)
             self._batch.put(self._batch.jobs.index(None), job, state)
             with self._changed:
                 self._waiting.popleft()
@@ -489,6 +508,7 @@ class Engine(Backend):
         with self._changed:
             is_crowded = bool(self._waiting or self._to_score)
         steps = 1 if is_crowded else int(CALL_SECONDS / self._step_seconds)
+        self._make_room()
         started = time.monotonic()
         answers, taken = self._batch.advance(max(1, min(MAX_STEPS, steps)))
         seconds = (time.monotonic() - started) / max(1, taken)
@@ -510,24 +530,38 @@ class Engine(Backend):
 
     def _shrink(self):
         """Takes a smaller batch when the large one has long been too large."""
-        batch = self._batch
+        batch, wanted = self._batch, self._batches[self._size()]
         batch.num_idle_calls += 1
-        if self._size(len(batch.active)) == len(batch.jobs):
+        if wanted is batch:
             batch.num_idle_calls = 0
         elif batch.num_idle_calls >= 16 or not batch.active:
-            self._move_to(len(batch.active), may_shrink=True)
+            self._move_to(wanted)
 
-    def _size(self, count):
-        return next(n for n in self.row_counts if n >= count)
+    def _make_room(self, *newcomers):
+        """Takes a larger batch where the jobs' next tokens need it."""
+        count, num_slots = self._size(*newcomers)
+        count = max(count, len(self._batch.jobs))
+        num_slots = max(num_slots, self._batch.num_slots)
+        self._move_to(self._batches[count, num_slots])
 
-    def _move_to(self, count, *, may_shrink=False):
-        """Makes sure that the batch has room for `count` jobs."""
-        old, new = self._batch, self._batches[self._size(count)]
-        if len(new.jobs) > len(old.jobs) or may_shrink:
-            new.num_idle_calls = 0
-            for place, (row, job) in enumerate(old.active):
-                new.put(place, job, old.take(row))
-            self._batch = new
+    def _size(self, *newcomers):
+        """Returns the fewest rows and slots that do for the jobs."""
+        jobs = [*(job for _, job in self._batch.active), *newcomers]
+        longest = max((len(job.token_ids) for job in jobs), default=0)
+        count = next(n for n in self.row_counts if n >= len(jobs))
+        return count, self._slots_for(longest)
+
+    def _slots_for(self, num_tokens):
+        needed = min(num_tokens + MAX_STEPS, self.context_length)
+        return next(n for n in self.slot_counts if n >= needed)
+
+    def _move_to(self, batch):
+        if batch is self._batch:
+            return
+        batch.num_idle_calls = 0
+        for place, (row, job) in enumerate(self._batch.active):
+            batch.put(place, job, self._batch.take(row))
+        self._batch = batch
 
     def _read_prompt(self, token_ids):
         """Returns the _RowState after a prompt."""
@@ -537,27 +571,44 @@ class Engine(Backend):
             count = _num_shared(prefix.token_ids, token_ids[:-1])
             if count >= max(MIN_SHARED_TOKENS, shared + 1):
                 shared, cache = count, prefix.cache
-        length = next(n for n in self._readers if n >= len(token_ids) - shared)
-        # Padding must have slots, too.
-        shared = min(shared, self.context_length - length)
-        count = len(token_ids) - shared
-        padded = np.zeros((1, length), np.int32)
-        padded[0, :count] = token_ids[shared:]
-        *buffers, logits = self._readers[length](
-            tf.constant(padded),
-            tf.constant(shared),
-            tf.constant(count),
-            *tf.nest.flatten(cache),
-        )
+        cache = _fit(cache, self._slots_for(len(token_ids)))
+        cache, logits = self._read(token_ids, shared, cache)
         is_in_prompt = np.zeros((1, self.vocabulary_size), bool)
         is_in_prompt[0, token_ids] = True
         return _RowState(
-            tf.nest.pack_sequence_as(cache, buffers),
+            cache,
             logits,
             TokenCounts(
                 tf.constant(is_in_prompt), self._empty.counts.generated
             ),
         )
+
+    def _read(self, token_ids, shared, cache):
+        """Returns the cache, and the next logits, after all of a text.
+
+        Args:
+            token_ids: sequence of int, no more than `cache` has slots.
+            shared: int. So many of them `cache` has read.
+            cache: KVCache of one row.
+        """
+        num_slots = _num_slots(cache)
+        length = min(
+            length
+            for slots, length in self._readers
+            if slots == num_slots and length >= len(token_ids) - shared
+        )
+        # Padding must have slots, too.
+        shared = min(shared, num_slots - length)
+        count = len(token_ids) - shared
+        padded = np.zeros((1, length), np.int32)
+        padded[0, :count] = token_ids[shared:]
+        *buffers, logits = self._readers[num_slots, length](
+            tf.constant(padded),
+            tf.constant(shared),
+            tf.constant(count),
+            *tf.nest.flatten(cache),
+        )
+        return tf.nest.pack_sequence_as(cache, buffers), logits
 
     def _score_some(self):
         for _ in range(8 if self._batch.active else 64):
@@ -673,12 +724,23 @@ def load_engine(module, path, **settings):
     return engine
 
 
-def _lengths(context_length):
-    """Returns the lengths that are compiled: 16, 64, … and the context."""
+def _lengths(longest):
+    """Returns the lengths that are compiled: 16, 64, … and the longest."""
     lengths = [16]
-    while lengths[-1] < context_length:
-        lengths.append(min(4 * lengths[-1], context_length))
-    return [min(length, context_length) for length in lengths]
+    while lengths[-1] < longest:
+        lengths.append(min(4 * lengths[-1], longest))
+    return [min(length, longest) for length in lengths]
+
+
+def _num_slots(cache):
+    return cache.keys[0].shape[2]
+
+
+def _fit(cache, num_slots):
+    """Returns a cache of so many slots; those it loses are not in use."""
+    if num_slots >= _num_slots(cache):
+        return cache.resized(num_slots)
+    return tf.nest.map_structure(lambda buffer: buffer[:, :, :num_slots], cache)
 
 
 def _num_shared(first, second):

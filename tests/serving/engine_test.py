@@ -631,12 +631,27 @@ def test_close_tells_everybody():
 
 # Where calls may break while nine requests come at once.
 FAULTS = {
-    "a prompt is read": lambda engine: (engine._readers, CONTEXT),
+    "a prompt is read": lambda engine: (
+        engine._readers,
+        (CONTEXT, CONTEXT),
+    ),
     "a text is scored": lambda engine: (engine._scorers, CONTEXT),
-    "a batch grows": lambda engine: (vars(engine._batches[1]), "_take"),
-    "a row is filled": lambda engine: (vars(engine._batches[4]), "_put"),
-    "a token is made": lambda engine: (vars(engine._batches[4]), "_advance"),
-    "a row is left": lambda engine: (vars(engine._batches[4]), "_take"),
+    "a batch grows": lambda engine: (
+        vars(engine._batches[1, CONTEXT]),
+        "_take",
+    ),
+    "a row is filled": lambda engine: (
+        vars(engine._batches[4, CONTEXT]),
+        "_put",
+    ),
+    "a token is made": lambda engine: (
+        vars(engine._batches[4, CONTEXT]),
+        "_advance",
+    ),
+    "a row is left": lambda engine: (
+        vars(engine._batches[4, CONTEXT]),
+        "_take",
+    ),
 }
 
 
@@ -854,3 +869,48 @@ def test_an_export_answers_as_its_saved_model(tmp_path):
             own[0, 1:],
             atol=1e-4,
         )
+
+
+def test_answers_that_outgrow_the_small_batch_stay_the_same():
+    config = GPTConfig.from_depth(
+        1, vocabulary_size=265, context_length=128, model_dim=32
+    )
+    model = GPTCausalLM(config)
+    model.build()
+    generator = Generator(model, ByteTokenizer(), jit_compile=False)
+    # 60 grows past 64 slots while it answers; 90 never fits them.
+    prompts = [tuple(range(20, 20 + count)) for count in (5, 60, 90)]
+    expected = generator.generate_ids(
+        [list(prompt) for prompt in prompts], 36, stop_token=STOP_TOKEN
+    )
+    engine = Engine(
+        model, ByteTokenizer(), row_counts=(1, 4), jit_compile=False
+    )
+    assert engine.slot_counts == (64, 128)
+    used = set()
+    step = engine._step
+
+    def spied():
+        step()
+        used.add(engine._batch.num_slots)
+
+    engine._step = spied
+
+    async def answer(prompt):
+        request = GenerationRequest(prompt, 36, stop_id=STOP)
+        return [
+            token.token_id
+            async for tokens in engine.generate(request)
+            for token in tokens
+            if token.finish_reason != "stop"
+        ]
+
+    async def main():
+        together = await asyncio.gather(*map(answer, prompts))
+        # Again, now with what was kept of them, in slots of either number.
+        return together, [await answer(prompt) for prompt in prompts]
+
+    with contextlib.closing(engine):
+        together, again = run(main())
+    assert together == again == expected
+    assert used == {64, 128}
