@@ -1,11 +1,15 @@
 import hashlib
+import json
+import threading
 
 import pytest
 
 from kerasgpt.config import InputError
 from kerasgpt.files import (
+    BackgroundWriter,
     atomic_folder,
     check_writable,
+    clear_leftovers,
     file_hash,
     read_json,
     read_manifest,
@@ -155,3 +159,122 @@ def test_a_missing_file_or_manifest_is_found(tmp_path):
     (folder / "manifest.json").unlink()
     with pytest.raises(InputError, match="no such file"):
         read_manifest(folder)
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    path = _folder(tmp_path) / "manifest.json"
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(InputError):
+                read_manifest(tmp_path)
+    path.write_bytes(content)
+    read_manifest(tmp_path)
+
+
+def test_a_file_that_is_needed_must_be_listed(tmp_path):
+    folder = _folder(tmp_path)
+    read_manifest(folder, required=["a.bin", "inner/b.txt"])
+    (folder / "c.txt").write_text("c")
+    with pytest.raises(InputError, match=r"does not list c\.txt"):
+        read_manifest(folder, required=["c.txt"])
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "inner/../../x"])
+def test_a_manifest_reads_nothing_outside_its_folder(
+    tmp_path, name, monkeypatch
+):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("s")
+    content = {"files": {name: "0" * 64}}
+    digest = hashlib.sha256(
+        (json.dumps(content, indent=2) + "\n").encode()
+    ).hexdigest()
+    write_json(folder / "manifest.json", {**content, "sha256": digest})
+    monkeypatch.setattr("kerasgpt.files.file_hash", None)
+    with pytest.raises(InputError, match="is outside the folder"):
+        read_manifest(folder)
+
+
+def test_a_link_in_a_folder_is_not_followed(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "secret").write_text("s")
+    (folder / "a.txt").symlink_to(tmp_path / "secret")
+    write_manifest(folder)
+    with pytest.raises(InputError, match=r"a\.txt: is a link"):
+        read_manifest(folder)
+
+
+def test_json_that_is_nested_too_deep_is_an_input_error(tmp_path):
+    (tmp_path / "v.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json(tmp_path / "v.json")
+
+
+def test_leftovers_of_a_killed_process_are_cleared(tmp_path):
+    (tmp_path / ".model.abc").mkdir()
+    aside = tmp_path / ".model.old.xyz" / "model"
+    aside.mkdir(parents=True)
+    (aside / "a.txt").write_text("a")
+    (tmp_path / ".other.abc").mkdir()
+    clear_leftovers(tmp_path, "model")
+    assert _names(tmp_path) == [".other.abc", "model"]
+    assert (tmp_path / "model" / "a.txt").read_text() == "a"
+
+
+def test_of_two_whole_folders_the_new_one_stays(tmp_path):
+    (tmp_path / ".model.old.xyz" / "model").mkdir(parents=True)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "new.txt").write_text("new")
+    clear_leftovers(tmp_path, "model")
+    assert _names(tmp_path) == ["model"]
+    assert _names(tmp_path / "model") == ["new.txt"]
+
+
+def test_writing_goes_on_in_the_background_one_at_a_time():
+    is_free, running, most = threading.Event(), [], []
+
+    def write():
+        running.append(1)
+        most.append(len(running))
+        is_free.wait(10)
+        running.pop()
+
+    with BackgroundWriter() as writer:
+        writer.start(write)
+        writer.check()
+        is_free.set()
+        writer.start(write)
+        writer.start(write)
+    assert most == [1, 1, 1]
+    assert running == []
+
+
+def _fail():
+    raise InputError("the disk is full")
+
+
+def test_an_error_in_the_background_is_raised_once_where_it_is_asked_for():
+    for ask in ("wait", "start"):
+        with BackgroundWriter() as writer:
+            writer.start(_fail)
+            with pytest.raises(InputError, match="the disk is full"):
+                writer.start(print) if ask == "start" else writer.wait()
+            writer.check()
+
+
+def test_an_error_in_the_background_is_never_lost():
+    with (
+        pytest.raises(InputError, match="the disk is full"),
+        BackgroundWriter() as writer,
+    ):
+        writer.start(_fail)
+    # Nor does it hide what went wrong before.
+    with pytest.raises(ZeroDivisionError), BackgroundWriter() as writer:
+        writer.start(_fail)
+        raise ZeroDivisionError

@@ -45,6 +45,8 @@ CHAT = "/v1/chat/completions"
 NEW_TOKENS = 48
 # As many clients as the server has rows.
 CLIENTS = 16
+# Of mutated bodies.
+BODY_CLIENTS = 8
 # Every so many requests go to TF Serving's route.
 PREDICT_EVERY = 4
 # The only failure that a server may tell of, and "come back later".
@@ -52,6 +54,8 @@ AWAY, BUSY = 503, 429
 RECOVERY_GOAL_S, GROWTH_GOAL = 5.0, 0.1
 # An idle answer may take so many times the median before the load.
 FAST = 2.0
+# A list is made so many times longer: a batch of as many rows.
+MOST_TIMES = 40
 # Until memory is where it stays: allocators fill up, threads start.
 WARM_UP = 0.1
 NUMBERS = (
@@ -422,7 +426,7 @@ def of_its_kind(value, *, pick):
     if isinstance(value, str):
         return pick(TEXTS)
     if isinstance(value, list):
-        return pick((value * 2, value * 300, value[:-1], value[::-1]))
+        return pick((value * 2, value * MOST_TIMES, value[:-1], value[::-1]))
     return {key: one for key, one in value.items() if pick((True, False))}
 
 
@@ -440,11 +444,20 @@ def misused(server, questions, name, config):
     require_valid(server, name)
     requests = list(mutations(name, config))
     cut = int(WARM_UP * len(requests))
+    # Memory that the largest batches took is kept.
+    path, body = next(
+        one for one in valid_requests(name) if "instances" in one[1]
+    )
+    rows = {"instances": body["instances"] * MOST_TIMES}
+    large = (path, json.dumps(rows).encode())
+    closed_loop(
+        server.address, [large] * BODY_CLIENTS, num_clients=BODY_CLIENTS
+    )
     statuses = collections.Counter()
     failed = []
     sizes = []
     for some in (requests[:cut], requests[cut:]):
-        _, replies = closed_loop(server.address, some, num_clients=8)
+        _, replies = closed_loop(server.address, some, num_clients=BODY_CLIENTS)
         statuses.update(reply.status for reply in replies)
         failed += [
             (request, reply)

@@ -65,9 +65,7 @@ def load_model(folder):
         InputError: if a file is missing, damaged or of another shape.
     """
     folder = find_model_folder(folder)
-    read_manifest(
-        folder, required=(WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)
-    )
+    read_manifest(folder, required=(WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE))
     config = load_config(folder)
     path = folder / WEIGHTS_FILE
     # Before a configuration can ask for more memory than there is.

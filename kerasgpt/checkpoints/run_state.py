@@ -140,22 +140,23 @@ def find_state_folders(folder):
 
 
 def read_run_state(path):
-    """Returns the content of progress.json of a state that is whole.
+    """Returns what a whole state holds besides tensors.
 
     Args:
         path: pathlib.Path of the state.
 
     Returns:
-        dict with "step", "progress" and "facts".
+        dict of "step", "progress", "facts" and "metrics", see `RunState`.
 
     Raises:
         InputError: naming what is damaged.
     """
     read_manifest(path, required=FILES)
     saved = read_json(path / PROGRESS_FILE)
-    if saved["step"] != step_of(path):
-        raise InputError(f"{path}: holds the state of step {saved['step']}.")
-    return saved
+    if not isinstance(saved, dict) or saved.get("step") != step_of(path):
+        raise InputError(f"{path / PROGRESS_FILE}: is not of this step.")
+    metrics = (path / METRICS_FILE).read_text(encoding="utf-8")
+    return {**saved, "metrics": metrics}
 
 
 def load_run_state(
@@ -173,7 +174,7 @@ def load_run_state(
         tell: function of one str, told why a state is passed over.
 
     Returns:
-        RunState, or None if no state was saved.
+        dict as `read_run_state` gives, or None if no state was saved.
 
     Raises:
         InputError: if there are states and none of them is whole.
@@ -195,14 +196,7 @@ def load_run_state(
             problem = problem or str(error)
             tell(f"passed over: {error}")
             continue
-        return RunState.of(
-            model,
-            optimizer,
-            step=saved["step"],
-            progress=saved["progress"],
-            metrics=(state / METRICS_FILE).read_text(encoding="utf-8"),
-            facts=saved["facts"],
-        )
+        return saved
     if states:
         raise InputError(
             f"{folder}: no checkpoint is whole ({problem}); start again "

@@ -1,5 +1,7 @@
 """Owns tf.data batches of (inputs, targets, sample_weight). Not: packing."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -22,30 +24,42 @@ def build_training_dataset(rows, *, batch_size, seed, start_step, num_steps):
         tf.data.Dataset of (inputs, targets, sample_weight): inputs a dict of
         token_ids, positions, segment_ids; all (batch_size, row_length).
     """
-    count = len(rows)
-
-    def row_numbers(step):
-        samples = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-        epochs = samples // count
-        seeds = tf.stack(
-            [
-                tf.fill([batch_size], tf.constant(seed, tf.int64)),
-                epochs,
-                tf.zeros_like(epochs),
-            ],
-            axis=1,
-        )
-        # The raw op: tf.random.experimental.index_shuffle, its wrapper, takes
-        # one seed for all indices, but a batch may cross into the next epoch.
-        return tf.raw_ops.RandomIndexShuffle(
-            index=samples % count,
-            seed=seeds,
-            max_index=tf.constant(count - 1, tf.int64),
-            rounds=4,
-        )
-
-    dataset = tf.data.Dataset.range(start_step, num_steps).map(row_numbers)
+    numbers = functools.partial(
+        training_row_numbers,
+        num_rows=len(rows),
+        batch_size=batch_size,
+        seed=seed,
+    )
+    dataset = tf.data.Dataset.range(start_step, num_steps).map(numbers)
     return _assemble(dataset, rows, batch_size)
+
+
+def training_row_numbers(step, *, num_rows, batch_size, seed):
+    """Returns int64 (batch_size,): which rows a step trains on.
+
+    Args:
+        step: int64 scalar.
+        num_rows: int, rows of an epoch.
+        batch_size, seed: see `build_training_dataset`.
+    """
+    samples = step * batch_size + tf.range(batch_size, dtype=tf.int64)
+    epochs = samples // num_rows
+    seeds = tf.stack(
+        [
+            tf.fill([batch_size], tf.constant(seed, tf.int64)),
+            epochs,
+            tf.zeros_like(epochs),
+        ],
+        axis=1,
+    )
+    # The raw op: tf.random.experimental.index_shuffle, its wrapper, takes
+    # one seed for all indices, but a batch may cross into the next epoch.
+    return tf.raw_ops.RandomIndexShuffle(
+        index=samples % num_rows,
+        seed=seeds,
+        max_index=tf.constant(num_rows - 1, tf.int64),
+        rounds=4,
+    )
 
 
 def build_evaluation_dataset(rows, *, batch_size, row_numbers=None):

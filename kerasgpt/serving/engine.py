@@ -506,7 +506,9 @@ class Engine(Backend):
 
     def _step(self):
         with self._changed:
-            is_crowded = bool(self._waiting or self._to_score)
+            # Who finds no free row would not come sooner by short calls.
+            is_joining = len(self._batch.active) < self.row_counts[-1]
+            is_crowded = bool(self._to_score or (self._waiting and is_joining))
         steps = 1 if is_crowded else int(CALL_SECONDS / self._step_seconds)
         self._make_room()
         started = time.monotonic()

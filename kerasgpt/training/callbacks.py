@@ -37,22 +37,40 @@ class ProgressLog(keras.callbacks.Callback):
         self.batch_tokens = batch_tokens
         self.log_steps = log_steps
         self.tell = tell
-        self.step = self.first_step = self.last_step = 0
+        self.step = 0
         self.writer = tf.summary.create_file_writer(
             str(self.folder / "tensorboard")
         )
 
-    def start(self, step, end):
-        """Begins a stretch of training from `step` to `end`."""
+    def start(self, step, *, begin, end, sums=None):
+        """Goes on at `step` in the stretch of training from `begin` to `end`.
+
+        Args:
+            step, begin, end: ints. Events are counted from `begin`.
+            sums: what `sums` gave when training stopped here. `None` = this
+                is the first step after an event.
+        """
         self.step = self.first_step = self.last_step = step
-        self.end = end
-        self.skipped_steps = 0
+        self.begin, self.end = begin, end
+        self.held_sums = sums
         self.last_time = time.monotonic()
+
+    def sums(self):
+        """Returns the metrics since the last event, as lists of numbers."""
+        return [variable.numpy().tolist() for variable in self._variables()]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        # Not earlier: fit begins with metrics of its own.
+        if self.held_sums:
+            pairs = zip(self._variables(), self.held_sums, strict=True)
+            for variable, held in pairs:
+                variable.assign(held)
 
     def on_train_batch_end(self, batch, logs=None):
         # Keras counts the last, shorter group of steps as a whole one.
         step = self.step = min(self.first_step + batch + 1, self.end)
-        if step - self.last_step < self.log_steps and step < self.end:
+        self.event = None
+        if (step - self.begin) % self.log_steps and step < self.end:
             return
         now = time.monotonic()
         seconds = max(now - self.last_time, 1e-9)
@@ -66,6 +84,7 @@ class ProgressLog(keras.callbacks.Callback):
         values["tokens_per_second"] = rate
         eta = (self.total_steps - step) * self.batch_tokens / rate
         self.record(step, "train", values)
+        self.event = values
         self.tell(
             f"{self.name} {step}/{self.total_steps}  "
             f"loss {values['loss']:.4f}  acc {values['accuracy']:.3f}  "
@@ -73,7 +92,6 @@ class ProgressLog(keras.callbacks.Callback):
             f"lr {values['learning_rate']:.1e}  {rate:,.0f} tok/s  "
             f"ETA {int(eta) // 60}:{int(eta) % 60:02d}"
         )
-        self.skipped_steps += int(values["skipped_steps"])
         if values["skipped_steps"]:
             self.tell(
                 f"{self.name}: {values['skipped_steps']:.0f} steps were "
@@ -82,19 +100,24 @@ class ProgressLog(keras.callbacks.Callback):
         self.model.reset_metrics()
         self.last_step, self.last_time = step, now
 
-    def forget_after(self, step):
-        """Removes events past `step`: a resumed run tells them again."""
+    def text(self):
+        """Returns what metrics.jsonl holds: a part of the run's state."""
         path = self.folder / "metrics.jsonl"
-        if path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            write_text(path, "".join(kept))
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
 
-    def record(self, step, split, values):
-        """Appends one event to metrics.jsonl and TensorBoard."""
+    def restore(self, text):
+        """Makes metrics.jsonl hold `text`: a resumed run tells the rest."""
+        write_text(self.folder / "metrics.jsonl", text)
+
+    def note(self, step, split, values):
+        """Appends one event to metrics.jsonl: JSON values of any kind."""
         event = {"step": step, "split": split, **values}
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(event) + "\n")
+
+    def record(self, step, split, values):
+        """Appends one event of numbers to metrics.jsonl and TensorBoard."""
+        self.note(step, split, values)
         with self.writer.as_default(step=step):
             for name, value in values.items():
                 tf.summary.scalar(f"{split}/{name}", value)
@@ -107,3 +130,10 @@ class ProgressLog(keras.callbacks.Callback):
             block = "\n".join(f"    {line}" for line in text.splitlines())
             tf.summary.text("sample", block)
         self.writer.flush()
+
+    def _variables(self):
+        return [
+            variable
+            for metric in self.model.metrics
+            for variable in metric.variables
+        ]

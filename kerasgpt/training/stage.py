@@ -3,34 +3,50 @@
 Not: which data it trains on (pretrain.py, sft.py).
 """
 
-import contextlib
 import dataclasses
+import importlib.metadata
 import math
 import pathlib
+import platform
 import shutil
-import signal
-import threading
 
 import keras
 import numpy as np
 
 from kerasgpt.checkpoints.model_folder import load_model, save_model
-from kerasgpt.checkpoints.run_state import load_run_state, save_run_state
+from kerasgpt.checkpoints.run_state import (
+    STATES_FOLDER,
+    RunState,
+    load_run_state,
+    save_run_state,
+)
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.console import Interrupted
 from kerasgpt.data.pipelines import (
     build_evaluation_dataset,
     build_training_dataset,
+    training_row_numbers,
 )
-from kerasgpt.files import read_json, write_json
+from kerasgpt.files import (
+    BackgroundWriter,
+    clear_leftovers,
+    read_json,
+    write_json,
+)
 from kerasgpt.training.callbacks import ProgressLog
 from kerasgpt.training.optimizers import build_optimizer
 from kerasgpt.training.schedules import build_schedule
 from kerasgpt.training.step import TrainStep
+from kerasgpt.training.watch import Watch, stop_requests
 
 # Of AdamW at a width of 128, found on the embedded world
 # (experiments/LOG.md); wider models take smaller steps.
 REFERENCE_LEARNING_RATE, REFERENCE_WIDTH = 3e-3, 128
+# Of one call of TensorFlow: about a second on a slow processor, of which the
+# call's own 0.3 ms are nothing.
+GROUP_FLOPS = 20e9
+# From one checkpoint: a loss that rises again and again is no bad batch.
+MAX_ROLLBACKS = 3
 # Marks config.json as ours: no other folder is ever emptied.
 SOFTWARE = "kerasgpt"
 # All that is in a run's folder before its training begins.
@@ -97,7 +113,20 @@ class TrainConfig(Config):
         minimum=1,
     )
     keep_last: int = setting(
-        2, "checkpoints kept besides the best model", minimum=1
+        2, "checkpoints kept besides the best one", minimum=1
+    )
+    max_skipped_steps: int = setting(
+        20,
+        "steps in a row whose loss or gradient is not finite that end training",
+        unit="steps",
+        minimum=1,
+    )
+    spike_rise: float | None = setting(
+        None,
+        "rise of the loss over its lowest that takes training back to the last "
+        "validation and past the batches since; none = never",
+        unit="nats",
+        minimum=1e-6,
     )
     log_steps: int = setting(
         20, "steps between progress lines", unit="steps", minimum=1
@@ -216,8 +245,8 @@ def train(
         StageResult.
 
     Raises:
-        InputError: if the settings do not fit the data, or the loss stays
-            non-finite.
+        InputError: if the settings do not fit the data, the loss stays
+            non-finite, or a checkpoint cannot be written.
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
     folder = pathlib.Path(folder)
@@ -240,130 +269,353 @@ def train(
             f"batch_tokens={config.batch_tokens}: is less than one row of "
             f"{row_length} tokens; raise it or lower model.context_length."
         )
-    step_model, validation = _compile(
-        model, tokenizer, rows, config, batch_size
-    )
-    progress = {
-        "best_loss": math.inf,
-        "best_step": 0,
-        "metrics": {},
-        "before": {},
-        "bad": 0,
-    }
-    restored = load_run_state(
-        folder / "checkpoints", model=model, optimizer=step_model.optimizer
-    )
-    step = 0
-    if restored:
-        step, progress = restored
-        tell(f"{name}: goes on at step {step}.")
-    log = ProgressLog(
-        folder,
-        name=name,
-        total_steps=config.steps,
-        batch_tokens=batch_size * row_length,
-        log_steps=config.log_steps,
-        tell=tell,
-    )
-    # A new run tells its first validation, of step 0, again too.
-    log.forget_after(step if restored else -1)
-
-    def save():
-        save_run_state(
-            folder / "checkpoints",
-            step=step,
-            model=model,
-            optimizer=step_model.optimizer,
-            progress=progress,
-            keep_last=config.keep_last,
+    # The writer ends first: a second signal must reach it, too.
+    with stop_requests() as request, BackgroundWriter() as writer:
+        stage = _Stage(
+            model,
+            tokenizer,
+            rows,
+            config,
+            folder,
+            name=name,
+            seed=seed,
+            batch_size=batch_size,
+            sample=sample,
+            tell=tell,
+            request=request,
+            writer=writer,
         )
-
-    def stopped():
-        return Interrupted(
-            request.signal_number,
-            f"{name}: stopped at step {step} of {config.steps} and saved; the "
-            f"same command (without overwrite=true) goes on from here.",
-        )
-
-    def validate():
-        metrics = step_model.evaluate(validation, verbose=0, return_dict=True)
-        metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
-        log.record(step, "validation", metrics)
-        tell(
-            f"{name} {step}/{config.steps}  validation: "
-            f"loss {metrics['loss']:.4f}  acc {metrics['accuracy']:.3f}  "
-            f"ppl {metrics['perplexity']:.2f}  "
-            f"bits/byte {metrics['bits_per_byte']:.3f}"
-        )
-        return metrics
-
-    if not progress["before"]:
-        progress["before"] = validate()
-
-    with _stop_requests() as request:
-        while step < config.steps and progress["bad"] < config.patience:
-            end = min(
-                step - step % config.evaluate_steps + config.evaluate_steps,
-                config.steps,
-            )
-            log.start(step, end)
-            step_model.fit(
-                build_training_dataset(
-                    rows["train"],
-                    batch_size=batch_size,
-                    seed=seed,
-                    start_step=step,
-                    num_steps=end,
-                ),
-                callbacks=[log, request],
-                shuffle=False,
-                verbose=0,
-            )
-            step = log.step
-            if log.skipped_steps == step - log.first_step > 1:
-                raise InputError(
-                    f"{name}: the loss was not finite in any of the last "
-                    f"{log.skipped_steps} steps; lower the learning_rate."
-                )
-            # At the end of a stretch the validation comes first: a resumed
-            # run begins with the next one.
-            if request.signal_number and step < end:
-                save()
-                raise stopped()
-            metrics = validate()
-            log.record_sample(step, sample(model))
-            if metrics["loss"] < progress["best_loss"]:
-                progress = {
-                    **progress,
-                    "best_loss": metrics["loss"],
-                    "best_step": step,
-                    "metrics": metrics,
-                    "bad": 0,
-                }
-                save_model(folder / "model", model, tokenizer, step=step)
-            else:
-                progress = {**progress, "bad": progress["bad"] + 1}
-            save()
-            if request.signal_number:
-                raise stopped()
-    if not progress["metrics"]:
+        progress = stage.run()
+    if not progress.metrics:
         raise InputError(
             f"{name}: no validation gave a finite loss; lower the "
             f"learning_rate."
         )
-    if step < config.steps:
+    if progress.validated_step < config.steps:
         tell(
             f"{name}: stopped early; the best validation was at step "
-            f"{progress['best_step']}."
+            f"{progress.best_step}."
         )
     metrics = {
-        "step": progress["best_step"],
-        **progress["metrics"],
-        "before": progress["before"],
+        "step": progress.best_step,
+        **progress.metrics,
+        "before": progress.before,
     }
     best, tokenizer = load_model(folder)
     write_json(result_path, metrics)
     return StageResult(best, tokenizer, folder, metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Progress:
+    """Where training stands, besides weights and optimizer.
+
+    Attributes:
+        before: dict, metrics of the model that training began with.
+        best_loss, best_step, metrics: of the best validation.
+        bad: int, validations since then.
+        validated_step: int, of the last validation.
+        data_offset: int, batches that were left out after spikes.
+        num_rollbacks: int, since the last validation.
+        watch: see `Watch.state`.
+        sums: see `ProgressLog.sums`.
+    """
+
+    before: dict = dataclasses.field(default_factory=dict)
+    best_loss: float = math.inf
+    best_step: int = 0
+    metrics: dict = dataclasses.field(default_factory=dict)
+    bad: int = 0
+    validated_step: int = -1
+    data_offset: int = 0
+    num_rollbacks: int = 0
+    watch: dict | None = None
+    sums: list | None = None
+
+    def after(self, **changes):
+        return dataclasses.replace(self, **changes)
+
+
+class _Stage:
+    """What one call of `train` works with."""
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        rows,
+        config,
+        folder,
+        *,
+        name,
+        seed,
+        batch_size,
+        sample,
+        tell,
+        request,
+        writer,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.rows = rows
+        self.config = config
+        self.folder = folder
+        self.name = name
+        self.order = {"batch_size": batch_size, "seed": seed}
+        self.sample = sample
+        self.tell = tell
+        self.request = request
+        self.writer = writer
+        self.step_model, self.validation = _compile(
+            model, tokenizer, rows, config, batch_size
+        )
+        self.log = ProgressLog(
+            folder,
+            name=name,
+            total_steps=config.steps,
+            batch_tokens=batch_size * rows["train"].row_length,
+            log_steps=config.log_steps,
+            tell=tell,
+        )
+        self.watch = Watch(
+            request,
+            self.log,
+            row_numbers=self._row_numbers,
+            max_skipped_steps=config.max_skipped_steps,
+            spike_rise=config.spike_rise,
+            check=writer.check,
+        )
+        self.states = folder / STATES_FOLDER
+        self.step, self.progress = 0, _Progress(watch=self.watch.state())
+
+    def run(self):
+        """Trains to the end; returns the _Progress."""
+        self._resume()
+        config = self.config
+        while True:
+            is_due = (
+                self.step % config.evaluate_steps == 0
+                or self.step == config.steps
+            )
+            if is_due and self.progress.validated_step < self.step:
+                self._validate()
+            if (
+                self.step == config.steps
+                or self.progress.bad >= config.patience
+            ):
+                return self.progress
+            self._fit()
+
+    def _resume(self):
+        clear_leftovers(self.folder, "model")
+        saved = self._load()
+        # A new run tells its first validation again, too.
+        self.log.restore(saved["metrics"] if saved else "")
+        if not saved:
+            return
+        self.tell(f"{self.name}: goes on at step {self.step}.")
+        facts = self._facts()
+        for name in ("data", "tokenizer"):
+            if saved["facts"].get(name) != facts[name]:
+                raise InputError(
+                    f"{self.states}: belong to a run with {name} "
+                    f"{saved['facts'].get(name)}, not {facts[name]}; choose "
+                    f"another run_dir, or set overwrite=true."
+                )
+        for name, here in facts["software"].items():
+            there = saved["facts"]["software"].get(name)
+            if there != here:
+                self.tell(
+                    f"{self.name}: this run began with {name} {there}; with "
+                    f"{here} its last digits may differ."
+                )
+
+    def _load(self, at_most=None):
+        """Goes to the newest whole state; returns it, None without one."""
+        saved = load_run_state(
+            self.states,
+            model=self.model,
+            optimizer=self.step_model.optimizer,
+            at_most=at_most,
+            tell=lambda line: self.tell(f"{self.name}: {line}"),
+        )
+        if saved:
+            self.step = saved["step"]
+            self.progress = _Progress(**saved["progress"])
+            self.watch.restore(self.progress.watch)
+        return saved
+
+    def _validate(self):
+        metrics = self.step_model.evaluate(
+            self.validation,
+            callbacks=[self.watch],
+            verbose=0,
+            return_dict=True,
+        )
+        if self.request.signal_number:
+            # It ended before its time, and is the first thing on resuming.
+            self._save()
+            self._stop()
+        step, config = self.step, self.config
+        metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
+        self.log.record(step, "validation", metrics)
+        self.tell(
+            f"{self.name} {step}/{config.steps}  validation: "
+            f"loss {metrics['loss']:.4f}  acc {metrics['accuracy']:.3f}  "
+            f"ppl {metrics['perplexity']:.2f}  "
+            f"bits/byte {metrics['bits_per_byte']:.3f}"
+        )
+        self.progress = self.progress.after(
+            validated_step=step, num_rollbacks=0, sums=None
+        )
+        is_best = False
+        if step == 0:
+            self.progress = self.progress.after(before=metrics)
+        else:
+            self.log.record_sample(step, self.sample(self.model))
+            is_best = metrics["loss"] < self.progress.best_loss
+            self.progress = (
+                self.progress.after(
+                    best_loss=metrics["loss"],
+                    best_step=step,
+                    metrics=metrics,
+                    bad=0,
+                )
+                if is_best
+                else self.progress.after(bad=self.progress.bad + 1)
+            )
+        self._save(is_best=is_best)
+        if self.request.signal_number:
+            self._stop()
+
+    def _fit(self):
+        """Trains until the next validation, a signal or another reason."""
+        config, progress, begin = self.config, self.progress, self.step
+        begin -= begin % config.evaluate_steps
+        end = min(begin + config.evaluate_steps, config.steps)
+        self.log.start(self.step, begin=begin, end=end, sums=progress.sums)
+        self.step_model.fit(
+            build_training_dataset(
+                self.rows["train"],
+                **self.order,
+                start_step=self.step + progress.data_offset,
+                num_steps=end + progress.data_offset,
+            ),
+            callbacks=[self.log, self.watch],
+            shuffle=False,
+            verbose=0,
+        )
+        self.step = self.log.step
+        self.progress = progress.after(
+            watch=self.watch.state(),
+            sums=None if self.log.event else self.log.sums(),
+        )
+        if self.watch.has_diverged:
+            raise InputError(
+                f"{self.name}: loss or gradient was not finite in any of the "
+                f"last {self.watch.skipped_in_a_row} steps, up to step "
+                f"{self.step}; their rows are in {self.folder}/metrics.jsonl; "
+                f"lower the learning_rate."
+            )
+        if self.watch.has_spike:
+            self._roll_back()
+        elif self.request.signal_number:
+            self._save()
+            self._stop()
+
+    def _roll_back(self):
+        """Goes back to the last validation, and past the batches since."""
+        spike, before = self.step, self.progress
+        if before.num_rollbacks == MAX_ROLLBACKS:
+            raise InputError(
+                f"{self.name}: the loss rose again by spike_rise="
+                f"{self.config.spike_rise} after {MAX_ROLLBACKS} returns to "
+                f"step {before.validated_step}; lower the learning_rate or "
+                f"raise spike_rise."
+            )
+        self.writer.wait()
+        self._load(at_most=before.validated_step)
+        self.progress = self.progress.after(
+            data_offset=before.data_offset + spike - self.step,
+            num_rollbacks=before.num_rollbacks + 1,
+        )
+        self.log.note(
+            spike,
+            "rollback",
+            {"to": self.step, "data_offset": self.progress.data_offset},
+        )
+        self.tell(
+            f"{self.name}: the loss rose by more than "
+            f"{self.config.spike_rise} nats up to step {spike}: back to step "
+            f"{self.step}, and past the batches since."
+        )
+
+    def _save(self, *, is_best=False):
+        """Copies the state and lets it be written while training goes on."""
+        # First, so that there is never more than one copy.
+        self.writer.wait()
+        state = RunState.of(
+            self.model,
+            self.step_model.optimizer,
+            step=self.step,
+            progress=dataclasses.asdict(self.progress),
+            metrics=self.log.text(),
+            facts=self._facts(),
+        )
+        keep_steps = {self.progress.best_step, self.progress.validated_step}
+
+        def write():
+            # The model first: if the state is lost, it is found again.
+            if is_best:
+                save_model(
+                    self.folder / "model",
+                    self.model,
+                    self.tokenizer,
+                    weights=state.weights,
+                    step=state.step,
+                )
+            save_run_state(
+                self.states,
+                state,
+                keep_last=self.config.keep_last,
+                keep_steps=keep_steps,
+            )
+
+        self.writer.start(write)
+
+    def _stop(self):
+        self.writer.wait()
+        raise Interrupted(
+            self.request.signal_number,
+            f"{self.name}: stopped at step {self.step} of "
+            f"{self.config.steps} and saved; the same command (without "
+            f"overwrite=true) goes on from here.",
+        )
+
+    def _row_numbers(self, step):
+        numbers = training_row_numbers(
+            step + self.progress.data_offset,
+            num_rows=len(self.rows["train"]),
+            **self.order,
+        )
+        return numbers.numpy().tolist()
+
+    def _facts(self):
+        """Returns what must, and what should, be the same on resuming."""
+        versions = {
+            name: importlib.metadata.version(name)
+            for name in ("keras", "tensorflow", "numpy")
+        }
+        return {
+            "config": self.config.to_dict(),
+            "tokenizer": self.tokenizer.fingerprint(),
+            "data": {**self.order, "num_rows": len(self.rows["train"])},
+            "software": {
+                **versions,
+                "python": platform.python_version(),
+                "jit_compile": self.config.jit_compile,
+            },
+        }
 
 
 def _compile(model, tokenizer, rows, config, batch_size):
@@ -390,7 +642,7 @@ def _compile(model, tokenizer, rows, config, batch_size):
     step_model.compile(
         optimizer=optimizer,
         jit_compile=config.jit_compile,
-        steps_per_execution=min(config.log_steps, config.evaluate_steps),
+        steps_per_execution=_group_steps(model.config, config),
     )
     # The same rows each time, spread over the split.
     count = min(len(rows["validation"]), config.evaluate_rows)
@@ -401,40 +653,15 @@ def _compile(model, tokenizer, rows, config, batch_size):
     return step_model, validation
 
 
-class _StopRequest(keras.callbacks.Callback):
-    """Ends fit between two steps after a signal came."""
+def _group_steps(model_config, config):
+    """Returns how many steps one call of TensorFlow makes.
 
-    signal_number = 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.signal_number:
-            self.model.stop_training = True
-
-
-@contextlib.contextmanager
-def _stop_requests():
-    """Turns the first SIGINT or SIGTERM into a request, the second into exit.
-
-    Python's own handling would stop in the middle of an update.
+    As many as pay for the call, few enough to stop soon after a signal; a
+    divisor of `log_steps`, so that events fall between two calls.
     """
-    request = _StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    handled = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in handled}
-
-    def restore():
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(number, frame):
-        request.signal_number = number
-        restore()
-
-    for number in handled:
-        signal.signal(number, ask)
-    try:
-        yield request
-    finally:
-        restore()
+    flops = model_config.training_flops_per_token * config.batch_tokens
+    most = min(config.log_steps, config.evaluate_steps)
+    most = min(most, max(1, int(GROUP_FLOPS / flops)))
+    return next(
+        count for count in range(most, 0, -1) if config.log_steps % count == 0
+    )

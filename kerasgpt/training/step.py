@@ -1,12 +1,19 @@
 """Owns the train step. Not: the model, nor the loop around it (fit)."""
 
 import contextlib
+import functools
 
 import keras
 import tensorflow as tf
 from keras import tree
 
 from kerasgpt.evaluation.metrics import BitsPerByte
+from kerasgpt.training.distribution import (
+    compile_on_workers,
+    num_replicas,
+    spans_workers,
+    sum_over_replicas,
+)
 from kerasgpt.training.losses import next_token_loss
 from kerasgpt.training.optimizers import take_summed_gradients
 
@@ -95,9 +102,46 @@ class TrainStep(keras.Model):
     def call(self, inputs, training=None):
         return self.model(inputs, training=training)
 
+    def fit(self, x, *, callbacks=None, **settings):
+        """Trains as `keras.Model.fit` does, also where that fails.
+
+        Several workers train for one epoch on a tf.data.Dataset of global
+        batches, the same in each process.
+        """
+        if not spans_workers(self.distribute_strategy):
+            return super().fit(x, callbacks=callbacks, **settings)
+        callbacks = keras.callbacks.CallbackList(callbacks, model=self)
+        self.reset_metrics()
+        self.stop_training = False
+        callbacks.on_train_begin()
+        for step, batch in enumerate(x):
+            callbacks.on_train_batch_begin(step)
+            logs, is_last = self._train_on_workers(batch, self.stop_training)
+            callbacks.on_train_batch_end(step, logs)
+            if is_last:
+                break
+        return callbacks.on_train_end()
+
+    def evaluate(self, x, **settings):
+        """Evaluates as `keras.Model.evaluate` does, see `fit`."""
+        if not spans_workers(self.distribute_strategy):
+            return super().evaluate(x, **settings)
+        self.reset_metrics()
+        for batch in x:
+            logs, _ = self._test_on_workers(batch, False)
+        return {name: float(value) for name, value in logs.items()}
+
+    @functools.cached_property
+    def _train_on_workers(self):
+        return compile_on_workers(self.distribute_strategy, self.train_step)
+
+    @functools.cached_property
+    def _test_on_workers(self):
+        return compile_on_workers(self.distribute_strategy, self.test_step)
+
     def train_step(self, data):
         _, targets, sample_weight = data
-        total_weight = _sum_over_replicas(tf.reduce_sum(sample_weight))
+        total_weight = sum_over_replicas(tf.reduce_sum(sample_weight))
         loss_scale = self.optimizer.scale_loss(1.0)
         with _seeds_of_replica(self.model):
             sums, losses, hits = (
@@ -105,7 +149,7 @@ class TrainStep(keras.Model):
                 if self.accumulate_steps == 1
                 else self._accumulate(data, total_weight, loss_scale)
             )
-        loss, *gradients = _sum_over_replicas(sums)
+        loss, *gradients = sum_over_replicas(sums)
         norm = tf.linalg.global_norm(gradients) / loss_scale
         is_finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
         scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
@@ -121,7 +165,7 @@ class TrainStep(keras.Model):
         )
         # Each replica counts its share, for metrics are summed over them.
         self.skipped_sum.update_state(
-            (1.0 - tf.cast(is_finite, tf.float32)) / _num_replicas()
+            (1.0 - tf.cast(is_finite, tf.float32)) / num_replicas()
         )
         return _results(self.metrics)
 
@@ -164,6 +208,7 @@ class TrainStep(keras.Model):
         parts = tree.map_structure(
             lambda rows: tf.reshape(rows, (count, -1, *rows.shape[1:])), data
         )
+
         def advance(index, sums, losses, hits):
             part = tree.map_structure(lambda rows: rows[index], parts)
             added, part_losses, part_hits = self._differentiate(
@@ -219,29 +264,12 @@ class TrainStep(keras.Model):
             self.bits_per_byte.update_state(losses, targets, sample_weight)
 
 
-def _num_replicas():
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _sum_over_replicas(values):
-    """Returns the sums of a structure of tensors, the same on each replica."""
-    if _num_replicas() == 1:
-        return values
-    replica = tf.distribute.get_replica_context()
-    return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
 def _results(metrics):
     """Returns dict of name to result, over all replicas."""
-    if _num_replicas() == 1:
+    if num_replicas() == 1:
         return {metric.name: metric.result() for metric in metrics}
     # Inside a replica a metric sees its own share only.
-    states = _sum_over_replicas(
-        [
-            [tf.convert_to_tensor(value) for value in metric.variables]
-            for metric in metrics
-        ]
-    )
+    states = sum_over_replicas([metric.variables for metric in metrics])
     return {
         metric.name: metric.stateless_result(state)
         for metric, state in zip(metrics, states, strict=True)
@@ -254,7 +282,7 @@ def _seeds_of_replica(model):
 
     So the state that is saved is the same whatever the number of replicas.
     """
-    if _num_replicas() == 1:
+    if num_replicas() == 1:
         yield
         return
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -8,6 +8,7 @@ import safetensors.numpy
 
 from kerasgpt.checkpoints import load_model, save_model
 from kerasgpt.checkpoints.model_folder import (
+    copy_to_host,
     find_model_folder,
     load_config,
     load_tokenizer,
@@ -253,7 +254,7 @@ def test_a_file_that_is_no_safetensors_file_is_refused(model, tmp_path):
 
 
 def test_all_variables_are_saved_random_states_too(model, tmp_path):
-    save_weights(tmp_path / WEIGHTS, model.variables)
+    save_weights(tmp_path / WEIGHTS, copy_to_host(model.variables))
     tensors = safetensors.numpy.load_file(tmp_path / WEIGHTS)
     assert len(tensors) == len(model.variables)
     assert any("seed" in name for name in tensors)
@@ -263,5 +264,63 @@ def test_all_variables_are_saved_random_states_too(model, tmp_path):
 def test_two_variables_of_one_path_are_never_mixed_up(model, tmp_path):
     variable = model.trainable_variables[0]
     with pytest.raises(ValueError, match="two variables are named"):
-        save_weights(tmp_path / WEIGHTS, [variable, variable])
-    assert not (tmp_path / WEIGHTS).exists()
+        copy_to_host([variable, variable])
+
+
+def test_a_copy_stays_as_it_was_when_training_goes_on(model):
+    variable = model.trainable_variables[0]
+    before = variable.numpy().copy()
+    copies = copy_to_host(model.variables)
+    variable.assign(before + 1)
+    np.testing.assert_array_equal(next(iter(copies.values())), before)
+    variable.assign(before)
+
+
+def test_weights_of_earlier_can_be_saved(model, tmp_path):
+    weights = copy_to_host(model.variables)
+    changed = {name: value + 1 for name, value in weights.items()}
+    save_model(tmp_path / "model", model, ByteTokenizer(), weights=changed)
+    loaded, _ = load_model(tmp_path / "model")
+    np.testing.assert_array_equal(
+        loaded.trainable_variables[0].numpy(),
+        model.trainable_variables[0].numpy() + 1,
+    )
+
+
+def test_weights_that_cannot_be_written_are_told(tmp_path):
+    weights = {"kernel": np.zeros(3, np.float32)}
+    told = refusal(save_weights, tmp_path / "no" / WEIGHTS, weights)
+    assert "cannot be written" in told
+
+
+def test_a_configuration_that_asks_for_too_much_memory_is_refused(folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for change in ({"vocabulary_size": 10**13}, {"num_layers": 10**9}):
+        path.write_text(json.dumps({**config, **change}))
+        write_manifest(folder)
+        assert "is too small for the" in refusal(load_model, folder)
+
+
+def test_files_of_another_tokenizer_are_refused(folder):
+    path = folder / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({**saved, "fingerprint": "0"}))
+    write_manifest(folder)
+    assert "of another tokenizer" in refusal(load_model, folder)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"kind": ["byte"]}', "3"])
+def test_a_tokenizer_file_of_another_shape_is_refused(folder, content):
+    (folder / "tokenizer.json").write_text(content)
+    write_manifest(folder)
+    assert "unknown tokenizer kind" in refusal(load_model, folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json"])
+def test_a_manifest_that_passes_over_a_file_is_refused(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    write_manifest(folder)
+    (folder / name).write_bytes(content)
+    assert f"does not list {name}" in refusal(load_model, folder)

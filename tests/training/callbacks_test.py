@@ -26,6 +26,7 @@ class Model:
     def __init__(self):
         self.optimizer = keras.optimizers.SGD(0.125)
         self.num_resets = 0
+        self.metrics = [keras.metrics.Mean(name="loss")]
 
     def reset_metrics(self):
         self.num_resets += 1
@@ -72,7 +73,7 @@ def summaries(folder):
 
 
 def test_an_event_is_written_every_log_steps(log, tmp_path):
-    log.start(0, 40)
+    log.start(0, begin=0, end=40)
     for batch in (4, 9, 14, 19, 24):
         log.on_train_batch_end(batch, LOGS)
     assert [event["step"] for event in events(tmp_path)] == [10, 20]
@@ -80,7 +81,7 @@ def test_an_event_is_written_every_log_steps(log, tmp_path):
 
 
 def test_the_end_of_a_stretch_is_always_written(log, tmp_path):
-    log.start(40, 47)
+    log.start(40, begin=40, end=47)
     log.on_train_batch_end(4, LOGS)
     # Keras counts a shorter last group of steps as a whole one.
     log.on_train_batch_end(9, LOGS)
@@ -89,7 +90,7 @@ def test_the_end_of_a_stretch_is_always_written(log, tmp_path):
 
 
 def test_an_event_holds_all_numbers(log, tmp_path, clock):
-    log.start(20, 60)
+    log.start(20, begin=20, end=60)
     clock[0] += 5.0
     log.on_train_batch_end(9, LOGS)
     (event,) = events(tmp_path)
@@ -109,14 +110,14 @@ def test_the_rate_is_that_of_adamw(log, tmp_path, kind):
     log.model.optimizer = build_optimizer(
         kind, 0.125, weight_decay=0.0, muon_learning_rate_ratio=5.0
     )
-    log.start(0, 100)
+    log.start(0, begin=0, end=100)
     log.on_train_batch_end(9, LOGS)
     (event,) = events(tmp_path)
     assert event["learning_rate"] == pytest.approx(0.125)
 
 
 def test_a_line_tells_progress_and_the_time_left(log, clock):
-    log.start(0, 100)
+    log.start(0, begin=0, end=100)
     clock[0] += 5.0
     log.on_train_batch_end(9, LOGS)
     # 90 steps of 50 tokens are left, at 100 tokens a second.
@@ -127,14 +128,14 @@ def test_a_line_tells_progress_and_the_time_left(log, clock):
 
 
 def test_skipped_steps_are_told(log):
-    log.start(0, 100)
+    log.start(0, begin=0, end=100)
     log.on_train_batch_end(9, {**LOGS, "skipped_steps": 3.0})
     assert "3 steps were skipped" in log.lines[-1]
     assert "not finite" in log.lines[-1]
 
 
 def test_a_huge_loss_gives_a_finite_perplexity(log, tmp_path):
-    log.start(0, 100)
+    log.start(0, begin=0, end=100)
     log.on_train_batch_end(9, {**LOGS, "loss": 1e6})
     assert math.isfinite(events(tmp_path)[0]["perplexity"])
 
@@ -151,19 +152,52 @@ def test_a_resumed_run_goes_on_in_the_same_file(log, tmp_path):
     ]
 
 
-def test_events_past_a_step_are_forgotten(log, tmp_path):
-    log.forget_after(3)
-    assert not (tmp_path / "metrics.jsonl").exists()
-    for step in (0, 2, 4, 6):
+def test_events_are_counted_from_the_begin_of_the_stretch(log, tmp_path):
+    log.start(27, begin=20, end=45)
+    for batch in range(18):
+        log.on_train_batch_end(batch, LOGS)
+        assert bool(log.event) == (log.step in (30, 40, 45))
+    assert [event["step"] for event in events(tmp_path)] == [30, 40, 45]
+
+
+def test_the_rate_is_of_the_steps_since_training_went_on(log, tmp_path, clock):
+    log.start(27, begin=20, end=45)
+    clock[0] += 1.5
+    log.on_train_batch_end(2, LOGS)
+    (event,) = events(tmp_path)
+    assert event["tokens_per_second"] == 100.0
+
+
+def test_a_mean_goes_on_where_training_was_stopped(log):
+    (mean,) = log.model.metrics
+    mean.update_state([1.0, 3.0])
+    sums = json.loads(json.dumps(log.sums()))
+    mean.reset_state()
+    log.start(5, begin=0, end=10, sums=sums)
+    log.on_epoch_begin(0)
+    assert float(mean.result()) == 2.0
+    mean.reset_state()
+    log.start(5, begin=0, end=10)
+    log.on_epoch_begin(0)
+    assert float(mean.result()) == 0.0
+
+
+def test_what_was_told_since_the_checkpoint_is_forgotten(log, tmp_path):
+    assert log.text() == ""
+    for step in (0, 2, 4):
         log.record(step, "train", {"loss": 3.0})
-    log.forget_after(4)
-    assert [event["step"] for event in events(tmp_path)] == [0, 2, 4]
+    text = log.text()
+    log.note(4, "skipped", {"rows": [[1, 2]]})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "half an eve')
+    log.restore(text)
+    assert log.text() == text
     log.record(5, "train", {"loss": 3.0})
     assert [event["step"] for event in events(tmp_path)] == [0, 2, 4, 5]
 
 
 def test_tensorboard_gets_scalars_and_samples(log, tmp_path):
-    log.start(0, 100)
+    log.start(0, begin=0, end=100)
     log.on_train_batch_end(9, LOGS)
     log.record(10, "validation", {"loss": 1.75})
     log.record_sample(10, "Hi → Hello.\n你好 → 您好。")

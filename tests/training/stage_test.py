@@ -1,7 +1,9 @@
 import dataclasses
+import errno
 import json
 import math
 import os
+import re
 import signal
 
 import keras
@@ -13,8 +15,11 @@ from kerasgpt.checkpoints import list_run_states, load_model
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.console import Interrupted
 from kerasgpt.data.packing import pack
+from kerasgpt.data.pipelines import training_row_numbers
 from kerasgpt.models import GPTCausalLM
 from kerasgpt.tokenizers import ByteTokenizer
+from kerasgpt.training import stage
+from kerasgpt.training.callbacks import ProgressLog
 from kerasgpt.training.stage import (
     TrainConfig,
     claim_folder,
@@ -25,6 +30,7 @@ from tests.descriptors import tiny_config
 LENGTH = 16
 CONFIG = TrainConfig(
     steps=8,
+    max_skipped_steps=4,
     batch_tokens=2 * LENGTH,
     optimizer="adamw",
     learning_rate=1e-2,
@@ -97,7 +103,7 @@ class Teller:
 def start(rows, tokenizer):
     """Returns a function that trains a new model, or `model`, in a folder."""
 
-    def start(folder, config=CONFIG, *, told=None, model=None):
+    def start(folder, config=CONFIG, *, told=None, model=None, rows=rows):
         return train(
             model or build_model(),
             tokenizer,
@@ -251,9 +257,93 @@ def assert_same_end(one, other):
     pairs = zip(weights(one.folder), weights(other.folder), strict=True)
     for first, second in pairs:
         np.testing.assert_array_equal(first, second)
-    assert events(one.folder, "validation") == events(
-        other.folder, "validation"
+    assert told_of(one.folder) == told_of(other.folder)
+
+
+def told_of(folder):
+    """Returns the lines of metrics.jsonl, as they are but for the time."""
+    text = (folder / "metrics.jsonl").read_text()
+    return re.sub(r'"tokens_per_second": [^,}]+', "", text).splitlines()
+
+
+class StoppingLog(ProgressLog):
+    """Sends a signal after step `at`."""
+
+    at = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        if self.step == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "xla"])
+def test_a_run_stopped_at_any_step_ends_with_the_same_bits(
+    start, tmp_path, monkeypatch, jit_compile
+):
+    config = dataclasses.replace(
+        CONFIG,
+        steps=13,
+        evaluate_steps=6,
+        log_steps=4,
+        optimizer="muon",
+        jit_compile=jit_compile,
     )
+    monkeypatch.setattr(stage, "ProgressLog", StoppingLog)
+    # One step a call, so that it can be stopped after each.
+    monkeypatch.setattr(stage, "GROUP_FLOPS", 1.0)
+    runs = {}
+    for name, stops in {"undisturbed": [], "stopped": [1, 3, 6, 11]}.items():
+        for at in [*stops, None]:
+            monkeypatch.setattr(StoppingLog, "at", at)
+            try:
+                runs[name] = start(
+                    tmp_path / name,
+                    config,
+                    model=build_model(dropout_rate=0.3),
+                )
+            except Interrupted as stop:
+                assert f"stopped at step {at} of 13" in str(stop)
+    assert_same_end(runs["stopped"], runs["undisturbed"])
+
+
+def test_a_signal_in_a_validation_does_not_wait_for_its_end(
+    finished, start, tmp_path, monkeypatch
+):
+    batches = []
+
+    def on_test_batch_end(self, batch, logs=None):
+        batches.append(batch)
+        if len(batches) > len(events(finished[0].folder, "validation")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, batch, logs)
+
+    original = stage.Watch.on_test_batch_end
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.Watch, "on_test_batch_end", on_test_batch_end)
+        with pytest.raises(Interrupted):
+            start(tmp_path)
+    assert_same_end(start(tmp_path), finished[0])
+
+
+@pytest.mark.parametrize("num_calls", [0, 25])
+def test_a_full_disk_ends_training_until_there_is_room(
+    finished, start, tmp_path, monkeypatch, num_calls
+):
+    calls, fsync = [], os.fsync
+
+    def fail(descriptor):
+        calls.append(descriptor)
+        if len(calls) > num_calls:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(InputError, match="No space left") as caught:
+            start(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert_same_end(start(tmp_path), finished[0])
 
 
 @pytest.mark.parametrize(
@@ -368,6 +458,111 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
     assert not (tmp_path / "result.json").exists()
 
 
+def change_rows(rows, row, *, tokens=None, mask=None):
+    """Returns rows of which one has other tokens or another loss mask."""
+    train_rows = rows["train"]
+    token_ids = train_rows.token_ids.copy()
+    loss_mask = train_rows.loss_mask.astype(np.float32)
+    (piece,) = range(*train_rows.row_splits[row : row + 2])
+    first = train_rows.piece_starts[piece] + 1
+    here = np.s_[first : first + train_rows.piece_lengths[piece]]
+    if tokens is not None:
+        token_ids[here] = tokens
+    if mask is not None:
+        loss_mask[here] = mask
+    changed = dataclasses.replace(
+        train_rows, token_ids=token_ids, loss_mask=loss_mask
+    )
+    return {**rows, "train": changed}
+
+
+def rows_of_step(rows, step):
+    return (
+        training_row_numbers(
+            step, num_rows=len(rows["train"]), batch_size=2, seed=3
+        )
+        .numpy()
+        .tolist()
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_batch_is_skipped_noted_and_skipped_again_on_replay(
+    rows, start, tmp_path, value
+):
+    bad = rows_of_step(rows, 5)
+    changed = change_rows(rows, bad[0], mask=value)
+    undisturbed = start(tmp_path / "one", rows=changed)
+    (event,) = events(tmp_path / "one", "skipped")
+    assert event["steps"] == 1
+    assert event["among"] == [4, 6]
+    assert bad in event["rows"]
+    for variable in weights(tmp_path / "one"):
+        assert np.isfinite(variable).all()
+    with pytest.raises(Interrupted):
+        start(tmp_path / "two", rows=changed, told=Teller("base 6/8  loss"))
+    assert_same_end(start(tmp_path / "two", rows=changed), undisturbed)
+
+
+def spiky(rows, step):
+    """Returns rows of which one, read at this step, is like no other."""
+    return change_rows(rows, rows_of_step(rows, step)[0], tokens=263)
+
+
+def test_a_spike_takes_training_back_and_past_it_the_same_on_replay(
+    rows, start, tmp_path
+):
+    config = dataclasses.replace(
+        CONFIG, steps=12, log_steps=1, spike_rise=1.5, keep_last=1
+    )
+    changed = spiky(rows, 9)
+    told = Teller()
+    undisturbed = start(tmp_path / "one", config, rows=changed, told=told)
+    assert told.has("back to step 8")
+    (event,) = events(tmp_path / "one", "rollback")
+    assert event == {
+        "step": 10,
+        "split": "rollback",
+        "to": 8,
+        "data_offset": 2,
+    }
+    steps = [event["step"] for event in events(tmp_path / "one", "train")]
+    assert steps == [*range(1, 11), *range(9, 13)]
+    for at in ("base 9/12  loss", "back to step 8", "base 11/12  loss"):
+        with pytest.raises(Interrupted):
+            start(tmp_path / "two", config, rows=changed, told=Teller(at))
+    again = start(tmp_path / "two", config, rows=changed)
+    assert_same_end(again, undisturbed)
+
+
+def test_a_loss_that_rises_again_and_again_ends_training(rows, start, tmp_path):
+    config = dataclasses.replace(CONFIG, steps=12, log_steps=1, spike_rise=1e-6)
+    with pytest.raises(InputError, match="rose again by spike_rise=1e-06"):
+        start(tmp_path, config)
+
+
+def test_a_checkpoint_of_another_order_of_the_data_is_refused(
+    rows, start, tmp_path
+):
+    with pytest.raises(Interrupted):
+        start(tmp_path, told=Teller("base 2/8"))
+    config = dataclasses.replace(CONFIG, batch_tokens=4 * LENGTH)
+    with pytest.raises(InputError, match="belong to a run with data") as caught:
+        start(tmp_path, config)
+    assert "'batch_size': 2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_software_is_told(start, tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        start(tmp_path, told=Teller("base 2/8"))
+    monkeypatch.setattr(stage.platform, "python_version", lambda: "4.0")
+    told = Teller()
+    start(tmp_path, told=told)
+    assert told.has("with 4.0 its last digits may differ")
+    assert not told.has("began with keras")
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_too_little_text_is_refused(rows, tokenizer, tmp_path, split):
     one_token = np.array([0, 1])
@@ -405,6 +600,8 @@ def test_a_batch_of_less_than_a_row_is_refused(start, tmp_path):
         {"evaluate_rows": 0},
         {"patience": 0},
         {"keep_last": 0},
+        {"max_skipped_steps": 0},
+        {"spike_rise": 0.0},
         {"log_steps": 0},
         {"learning_rate": 0.0},
         {"learning_rate": -1e-3},
