@@ -65,6 +65,8 @@ def atomic_folder(path, *, overwrite=False):
         else:
             os.rename(temporary, path)
         _flush(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -38,6 +38,7 @@ SCRIPTS = (
     "checkpoint",
     "start_up",
     "plan",
+    "serving",
 )
 SHARED = ("threads", "cores", "peers_python")
 HEADER = ["figure", "goal", "seen", "met?"]

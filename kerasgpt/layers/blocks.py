@@ -125,9 +125,11 @@ class DecoderBlock(keras.layers.Layer):
             inner_dim, activation=activation, name="feed_forward", **shared
         )
         self.dropout = (
-            keras.layers.Dropout(dropout_rate, name="dropout")
+            keras.layers.Dropout(
+                dropout_rate, name="dropout", dtype=self.dtype_policy
+            )
             if dropout_rate
-            else keras.layers.Identity(name="dropout")
+            else keras.layers.Identity(name="dropout", dtype=self.dtype_policy)
         )
 
     def build(self, hidden_states_shape, *unused_shapes, **unused_kwargs):

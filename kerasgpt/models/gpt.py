@@ -275,9 +275,11 @@ class GPTBackbone(keras.Model):
                 name=f"position_{EMBEDDING_NAME}",
             )
         self.dropout = (
-            keras.layers.Dropout(config.dropout_rate, name="dropout")
+            keras.layers.Dropout(
+                config.dropout_rate, name="dropout", dtype=self.dtype_policy
+            )
             if config.dropout_rate
-            else keras.layers.Identity(name="dropout")
+            else keras.layers.Identity(name="dropout", dtype=self.dtype_policy)
         )
         self.blocks = [
             DecoderBlock(

@@ -54,6 +54,11 @@ _MAX_VERSION = 2**63 - 1
 _LOG = logging.getLogger(__name__)
 
 
+# Of a request to an export of ours, which keeps a cache for each row: 1 MiB
+# of one-letter texts would be 200,000 of them.
+MAX_ROWS = 256
+
+
 class RestAPI:
     """The routes of TensorFlow Serving, as an ASGI application.
 
@@ -214,6 +219,8 @@ class RestAPI:
             if task != "predict":
                 raise _not_for_examples(task, signature.definition.method_name)
             inputs, form = tensor_json.read_tensors(request, signature.dtypes)
+            if served.backend is not None:
+                _require_few_rows(inputs)
             outputs = served.run(signature_name, inputs)
         return tensor_json.reply_body(outputs, form)
 
@@ -284,6 +291,17 @@ def _not_for_examples(task, method):
 
 def _as_json(value):
     return json.dumps(value, indent=1, ensure_ascii=False).encode()
+
+
+def _require_few_rows(inputs):
+    num_rows = max(
+        (value.shape[0] for value in inputs.values() if value.ndim), default=0
+    )
+    if num_rows > MAX_ROWS:
+        raise _invalid(
+            f"The batch has {num_rows} rows; at most {MAX_ROWS} are taken; "
+            f"send several requests."
+        )
 
 
 def _invalid(message):

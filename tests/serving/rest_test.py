@@ -10,7 +10,7 @@ import pytest
 
 from kerasgpt.serving.metrics import Metrics
 from kerasgpt.serving.model_store import ModelConfig, ModelStore
-from kerasgpt.serving.rest import RestAPI
+from kerasgpt.serving.rest import MAX_ROWS, RestAPI
 from tests.serving.toy_models import (
     save_arithmetic,
     save_documented_half_plus_two,
@@ -408,3 +408,16 @@ def test_a_fault_of_ours_is_500_and_told_to_the_log(store, monkeypatch, caplog):
     assert told == {"error": "The server failed: ZeroDivisionError."}
     assert "division" in caplog.text
     api.close()
+
+
+def test_an_export_of_ours_takes_no_endless_batch(store, ask, monkeypatch):
+    rows = json.dumps({"inputs": [1.0] * (MAX_ROWS + 1)})
+    # A model of others has no cache for each row.
+    assert ask("POST", f"{TOY}:predict", rows)[0] == 200
+    with store.lease("toy") as served:
+        monkeypatch.setattr(served, "backend", object())
+    status, told, _ = ask("POST", f"{TOY}:predict", rows)
+    assert status == 400
+    assert f"at most {MAX_ROWS}" in told["error"]
+    rows = json.dumps({"inputs": [1.0] * MAX_ROWS})
+    assert ask("POST", f"{TOY}:predict", rows)[0] == 200

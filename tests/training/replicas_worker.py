@@ -127,7 +127,7 @@ def train(
             for variable in model.non_trainable_variables
         ],
         "spread": max(
-            float(np.abs(np.array(other) - np.array(first)).max())
+            float(np.abs(other.numpy() - first.numpy()).max())
             for first, *others in copies
             for other in others or [first]
         ),
