@@ -260,7 +260,7 @@ class Engine(Backend):
         tokenizer: Tokenizer.
         max_new_tokens: int. The most that a request may ask for.
         row_counts: increasing ints. Sizes of the batch; each is compiled.
-        max_waiting: int. Requests that may wait for a row.
+        max_waiting: int. Requests that may wait while no row is free.
         kept_bytes: int. Memory for what earlier requests have read.
         jit_compile: bool. Compile with XLA.
 
@@ -381,7 +381,8 @@ class Engine(Backend):
         job = self._new_job(request)
         with self._changed:
             self._require_open()
-            if len(self._waiting) >= self.max_waiting:
+            num_free = self.row_counts[-1] - len(self._batch.active)
+            if len(self._waiting) >= self.max_waiting + num_free:
                 raise QueueFull(
                     self._answer_seconds
                     * (1 + len(self._waiting) / self.row_counts[-1])
@@ -429,7 +430,10 @@ class Engine(Backend):
         return len(self._batch.active), len(self._waiting)
 
     def compile(self):
-        """Runs every shape once, so that no request waits for a compiler."""
+        """Runs every shape once, so that no request waits for a compiler.
+
+        To be called before the first request.
+        """
         for num_slots, length in self._readers:
             self._read((0,) * length, 0, _fit(self._empty.cache, num_slots))
         for length in self._scorers:
@@ -492,6 +496,8 @@ class Engine(Backend):
             job.tell(DeadlineExceeded("no place was free in time"))
 
     def _admit(self):
+        # Answers under way wait for few newcomers at a time.
+        end = time.monotonic() + CALL_SECONDS
         while len(self._batch.active) < self.row_counts[-1]:
             with self._changed:
                 if not self._waiting:
@@ -500,9 +506,12 @@ class Engine(Backend):
                 job = self._waiting[0]
             state = self._read_prompt(job.token_ids)
             self._make_room(job)
+            job.started = time.monotonic()
             self._batch.put(self._batch.jobs.index(None), job, state)
             with self._changed:
                 self._waiting.popleft()
+            if time.monotonic() > end:
+                return
 
     def _step(self):
         with self._changed:
@@ -568,11 +577,15 @@ class Engine(Backend):
     def _read_prompt(self, token_ids):
         """Returns the _RowState after a prompt."""
         shared, cache = 0, self._empty.cache
+        # At least the last token is read: its logits are wanted.
+        wanted = tuple(token_ids[:-1])
         for prefix in self._kept:
-            # At least the last token is read: its logits are wanted.
-            count = _num_shared(prefix.token_ids, token_ids[:-1])
-            if count >= max(MIN_SHARED_TOKENS, shared + 1):
-                shared, cache = count, prefix.cache
+            # Cheaper than counting, and nearly always the end of it.
+            least = max(MIN_SHARED_TOKENS, shared + 1)
+            if prefix.token_ids[:least] == wanted[:least]:
+                count = _num_shared(prefix.token_ids, wanted)
+                if count >= least:
+                    shared, cache = count, prefix.cache
         cache = _fit(cache, self._slots_for(len(token_ids)))
         cache, logits = self._read(token_ids, shared, cache)
         is_in_prompt = np.zeros((1, self.vocabulary_size), bool)
@@ -613,7 +626,9 @@ class Engine(Backend):
         return tf.nest.pack_sequence_as(cache, buffers), logits
 
     def _score_some(self):
-        for _ in range(8 if self._batch.active else 64):
+        # Answers under way wait for one call's time at most.
+        end = time.monotonic() + CALL_SECONDS
+        while True:
             with self._changed:
                 if not self._to_score:
                     return
@@ -622,6 +637,8 @@ class Engine(Backend):
                 _resolve(loop, future, self._score_row(row))
             with self._changed:
                 self._to_score.popleft()
+            if time.monotonic() > end:
+                return
 
     def _score_row(self, row):
         length = next(n for n in self._scorers if n >= len(row))
@@ -740,8 +757,11 @@ def _num_slots(cache):
 
 def _fit(cache, num_slots):
     """Returns a cache of so many slots; those it loses are not in use."""
-    if num_slots >= _num_slots(cache):
+    missing = num_slots - _num_slots(cache)
+    if missing > 0:
         return cache.resized(num_slots)
+    if missing == 0:
+        return cache
     return tf.nest.map_structure(lambda buffer: buffer[:, :, :num_slots], cache)
 
 
