@@ -40,7 +40,7 @@ from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
 # Most tokens a row gets in one call; a newcomer waits for no more.
 MAX_STEPS = 8
 # A call lasts about so long, whatever the model's size.
-CALL_SECONDS = 0.02
+CALL_SECONDS = 0.05
 # A prompt that shares fewer tokens with an earlier one is read anew.
 MIN_SHARED_TOKENS = 16
 # What a row's arguments are packed from.

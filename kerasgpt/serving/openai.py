@@ -497,6 +497,7 @@ class _Service:
                 ),
                 stops,
                 has_entries=form.has_entries,
+                is_streamed=fields["stream"],
             )
             if num_new_tokens
             else no_pieces()

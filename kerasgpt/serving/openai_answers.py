@@ -29,7 +29,9 @@ class Piece(NamedTuple):
     finish_reason: str | None
 
 
-async def answer_pieces(backend, request, stops, *, has_entries):
+async def answer_pieces(
+    backend, request, stops, *, has_entries, is_streamed=True
+):
     """Yields the Pieces of an answer; closing it cancels the request.
 
     Args:
@@ -37,6 +39,9 @@ async def answer_pieces(backend, request, stops, *, has_entries):
         request: GenerationRequest.
         stops: tuple of str.
         has_entries: bool. Whether the Pieces hold entries.
+        is_streamed: bool. Somebody reads the Pieces as they come; otherwise,
+            and where no stop string may end it, the answer is one Piece:
+            decoding ids to text in between takes the model's time.
 
     Raises:
         QueueFull, DeadlineExceeded, Unavailable.
@@ -45,6 +50,8 @@ async def answer_pieces(backend, request, stops, *, has_entries):
     waiting = collections.deque()
     num_told = 0
     async with contextlib.aclosing(backend.generate(request)) as batches:
+        if not is_streamed and not stops:
+            batches = _joined(batches)
         async for batch in batches:
             finish_reason = batch[-1].finish_reason
             answer = [one for one in batch if one.finish_reason != "stop"]
@@ -77,6 +84,13 @@ async def answer_pieces(backend, request, stops, *, has_entries):
             if finish_reason:
                 return
     raise Unavailable("the answer broke off")
+
+
+async def _joined(batches):
+    """Yields all tokens at once, when the last of them has come."""
+    tokens = [token async for batch in batches for token in batch]
+    if tokens:
+        yield tokens
 
 
 def _entry(stream, token):
