@@ -15,6 +15,13 @@ with quiet_libraries():
     importlib.import_module("tensorflow_text")
 
 from kerasgpt.checkpoints.model_folder import load_model
+from kerasgpt.checkpoints.run_state import (
+    find_state_folders,
+    list_run_states,
+    prune_run_states,
+    read_run_state,
+    step_of,
+)
 from kerasgpt.config import InputError
 from kerasgpt.data.formats import is_unicode
 from kerasgpt.generation.generate import Generator
@@ -109,6 +116,20 @@ def _parser():
     command.add_argument("export_dir", help="gets a new <version>/ folder")
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.set_defaults(run=_export)
+
+    command = commands.add_parser(
+        "checkpoint", help="list, verify or prune the checkpoints of a run"
+    )
+    command.add_argument("action", choices=("list", "verify", "prune"))
+    command.add_argument("folder", help="run folder, at any depth")
+    command.add_argument(
+        "--keep",
+        type=int,
+        default=1,
+        help="prune: how many of the newest stay, besides the best; "
+        "default %(default)s",
+    )
+    command.set_defaults(run=_checkpoint)
 
     command = commands.add_parser(
         "plan",
@@ -261,6 +282,40 @@ def _export(options):
         max_new_tokens=options.max_new_tokens,
     )
     print(path)
+
+
+def _checkpoint(options):
+    if options.keep < 1:
+        raise InputError("--keep must be at least 1.")
+    num_damaged = 0
+    for folder in find_state_folders(options.folder):
+        whole = {}
+        for state in list_run_states(folder):
+            size = sum(file.stat().st_size for file in state.iterdir())
+            line = f"{state}  {size / 1e6:,.1f} MB"
+            try:
+                whole[state] = read_run_state(state)["progress"]
+            except InputError as error:
+                num_damaged += 1
+                print(f"{line}  damaged: {error}")
+                continue
+            if options.action != "prune":
+                loss = whole[state].get("best_loss", float("inf"))
+                print(f"{line}  whole, best loss so far {loss:.4f}")
+        if options.action == "prune" and whole:
+            # Newest of those that can be used: damaged ones count for nothing.
+            kept = [*whole][-options.keep :]
+            best_step = whole[kept[-1]].get("best_step")
+            for state in prune_run_states(
+                folder,
+                keep_last=0,
+                keep_steps={best_step, *map(step_of, kept)},
+            ):
+                print(f"{state}  deleted")
+    if options.action == "verify" and num_damaged:
+        raise InputError(
+            f"{options.folder}: {num_damaged} of its checkpoints are damaged."
+        )
 
 
 def _serve(options):

@@ -11,13 +11,14 @@ import sys
 import pytest
 
 from kerasgpt import cli
-from kerasgpt.checkpoints import save_model
+from kerasgpt.checkpoints import RunState, save_model, save_run_state
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.console import Interrupted
 from kerasgpt.models import GPTCausalLM
 from kerasgpt.serving import server
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import sft
+from kerasgpt.training.optimizers import build_optimizer
 from tests.descriptors import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -467,6 +468,62 @@ def test_a_server_that_is_not_there_is_told(call):
     assert_refused(
         call("kerasgpt", "chat", "http://127.0.0.1:port"), "127.0.0.1:port: "
     )
+
+
+@pytest.fixture
+def states(tmp_path):
+    """A run with checkpoints of steps 10 to 40, the third of them damaged."""
+    model = GPTCausalLM(tiny_config(vocabulary_size=265), name="gpt")
+    model.build()
+    optimizer = build_optimizer(
+        "adamw", 0.1, weight_decay=0.0, muon_learning_rate_ratio=5.0
+    )
+    optimizer.build(model.trainable_variables)
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (10, 20, 30, 40):
+        progress = {"best_loss": 1.5, "best_step": 10}
+        state = RunState.of(model, optimizer, step=step, progress=progress)
+        save_run_state(folder, state, keep_last=9)
+    (folder / "step_00000030" / "model.safetensors").write_text("half")
+    return folder
+
+
+def test_checkpoints_are_listed_and_verified(call, states):
+    run = states.parent
+    status, out, _ = call("kerasgpt", "checkpoint", "list", run)
+    assert status == 0
+    lines = out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith(f"{states}/step_00000010  ")
+    assert lines[0].endswith("MB  whole, best loss so far 1.5000")
+    assert "damaged: " in lines[2]
+    status, out, err = call("kerasgpt", "checkpoint", "verify", run)
+    assert status == 2
+    assert out.splitlines() == lines
+    assert err == f"error: {run}: 1 of its checkpoints are damaged.\n"
+    call("kerasgpt", "checkpoint", "prune", run)
+    assert call("kerasgpt", "checkpoint", "verify", run)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"), [((), [10, 40]), (("--keep", 2), [10, 20, 40])]
+)
+def test_pruning_keeps_the_newest_whole_ones_and_the_best(
+    call, states, arguments, kept
+):
+    status, out, _ = call("kerasgpt", "checkpoint", "prune", states, *arguments)
+    assert status == 0
+    assert f"{states}/step_00000030  deleted" in out.splitlines()
+    names = sorted(path.name for path in states.iterdir())
+    assert names == [f"step_{step:08d}" for step in kept]
+
+
+def test_no_checkpoint_and_none_to_keep_are_refused(call, states, tmp_path):
+    (tmp_path / "empty").mkdir()
+    result = call("kerasgpt", "checkpoint", "list", tmp_path / "empty")
+    assert_refused(result, "holds no checkpoints")
+    result = call("kerasgpt", "checkpoint", "prune", states, "--keep", 0)
+    assert_refused(result, "--keep must be at least 1")
 
 
 def test_plan_tells_what_would_not_fit_and_what_would(call):

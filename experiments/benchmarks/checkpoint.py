@@ -2,7 +2,8 @@
 Command   python experiments/benchmarks/checkpoint.py
 
 Weights and both moments of AdamW, on the disk of real runs. "Blocked" is the
-call that saves; "later" also counts what it slows down in the steps after it.
+copy in memory that training waits for; "later" also counts what the writing in
+the background slows down in the steps after it.
 """
 
 import dataclasses

@@ -153,7 +153,12 @@ def read_run_state(path):
     """
     read_manifest(path, required=FILES)
     saved = read_json(path / PROGRESS_FILE)
-    if not isinstance(saved, dict) or saved.get("step") != step_of(path):
+    shape = {"step": int, "progress": dict, "facts": dict}
+    if (
+        not isinstance(saved, dict)
+        or {name: type(value) for name, value in saved.items()} != shape
+        or saved["step"] != step_of(path)
+    ):
         raise InputError(f"{path / PROGRESS_FILE}: is not of this step.")
     metrics = (path / METRICS_FILE).read_text(encoding="utf-8")
     return {**saved, "metrics": metrics}
@@ -217,9 +222,10 @@ def prune_run_states(folder, *, keep_last, keep_steps=()):
         list of pathlib.Path: what was deleted.
     """
     folder = pathlib.Path(folder)
+    states = list_run_states(folder)
     pruned = [
         state
-        for state in list_run_states(folder)[:-keep_last]
+        for state in states[: max(0, len(states) - keep_last)]
         if step_of(state) not in keep_steps
     ]
     for state in pruned:

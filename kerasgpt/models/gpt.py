@@ -4,6 +4,7 @@ One `call` serves fit, scoring, cached decoding and export.
 """
 
 import dataclasses
+import functools
 
 import keras
 from keras import ops
@@ -217,6 +218,8 @@ class GPTBackbone(keras.Model):
 
     Args:
         config: GPTConfig, or the dict of one.
+        rematerialize: bool. In training, compute what is inside the blocks
+            twice instead of keeping it: less memory, more time.
 
     Call arguments:
         inputs: dict of
@@ -241,15 +244,26 @@ class GPTBackbone(keras.Model):
         >>> tuple(backbone({"token_ids": ops.array([[1, 2, 3]])}).shape)
         (1, 3, 128)
 
+    Raises:
+        ValueError: for dropout in what is rematerialised, which would be
+            another the second time.
+
     Reference: Radford et al. 2019 (GPT-2), section 2.3; Touvron et al. 2023,
-    Llama (arXiv 2302.13971), section 2.2, for the RMSNorm/rotary shape.
+    Llama (arXiv 2302.13971), section 2.2, for the RMSNorm/rotary shape; Chen
+    et al. 2016 (arXiv 1604.06174), section 4, for rematerialisation.
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config, *, rematerialize=False, **kwargs):
         super().__init__(**kwargs)
         if isinstance(config, dict):
             config = GPTConfig.from_dict(config)
+        if rematerialize and config.dropout_rate:
+            raise ValueError(
+                f"rematerialize needs dropout_rate=0; received "
+                f"{config.dropout_rate}."
+            )
         self.config = config
+        self.rematerialize = rematerialize
         # Small tables keep the first logits near zero, so that the first loss
         # is near ln V; kernels keep the variance of what they read.
         table = keras.initializers.RandomNormal(stddev=0.02)
@@ -358,6 +372,12 @@ class GPTBackbone(keras.Model):
         if self.config.position == "learned":
             hidden_states = hidden_states + self.position_embedding(positions)
         hidden_states = self.dropout(hidden_states, training=training)
+        if self.rematerialize and training:
+            for block in self.blocks:
+                hidden_states = keras.remat(
+                    functools.partial(_hidden_states, block, visible, positions)
+                )(hidden_states)
+            return self.final_norm(hidden_states)
         all_keys, all_values = [], []
         for index, block in enumerate(self.blocks):
             hidden_states, keys, values = block(
@@ -382,7 +402,19 @@ class GPTBackbone(keras.Model):
             "name": self.name,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "config": self.config.to_dict(),
+            "rematerialize": self.rematerialize,
         }
+
+
+def _hidden_states(block, attention_mask, positions, hidden_states):
+    """Returns what a block in training makes of whole rows, no keys."""
+    return block(
+        hidden_states,
+        attention_mask=attention_mask,
+        positions=positions,
+        is_causal=True,
+        training=True,
+    )[0]
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
@@ -390,7 +422,7 @@ class GPTCausalLM(keras.Model):
     """Token ids -> logits of the token after each of them.
 
     Args:
-        config: GPTConfig, or the dict of one.
+        config, rematerialize: see `GPTBackbone`.
 
     Call arguments:
         inputs, cache: see `GPTBackbone`.
@@ -407,10 +439,13 @@ class GPTCausalLM(keras.Model):
         ...     from_logits=True, reduction="mean_with_sample_weight"))
     """
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config, *, rematerialize=False, **kwargs):
         super().__init__(**kwargs)
         self.backbone = GPTBackbone(
-            config, name="backbone", dtype=self.dtype_policy
+            config,
+            rematerialize=rematerialize,
+            name="backbone",
+            dtype=self.dtype_policy,
         )
         self.config = self.backbone.config
 
@@ -451,4 +486,5 @@ class GPTCausalLM(keras.Model):
             "name": self.name,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "config": self.config.to_dict(),
+            "rematerialize": self.backbone.rematerialize,
         }

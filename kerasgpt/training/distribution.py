@@ -3,6 +3,7 @@
 Not: what they compute (step.py).
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -244,6 +245,22 @@ def compile_on_workers(strategy, function):
         )
 
     return run
+
+
+@contextlib.contextmanager
+def lost_workers_told():
+    """Turns the loss of another worker, found within seconds, into one line.
+
+    Raises:
+        InputError: if one was lost.
+    """
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        raise InputError(
+            "a worker was lost: start all of them again, they go on from the "
+            "last checkpoint."
+        ) from error
 
 
 def _rows_of(rows, context):

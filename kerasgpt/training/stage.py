@@ -409,25 +409,28 @@ class _Stage:
     def _resume(self):
         clear_leftovers(self.folder, "model")
         saved = self._load()
+        if saved:
+            self._check(saved["facts"])
+            self.tell(f"{self.name}: goes on at step {self.step}.")
         # A new run tells its first validation again, too.
         self.log.restore(saved["metrics"] if saved else "")
-        if not saved:
-            return
-        self.tell(f"{self.name}: goes on at step {self.step}.")
-        facts = self._facts()
+
+    def _check(self, before):
+        """Refuses the state of another run, and tells what else differs."""
+        here = self._facts()
         for name in ("data", "tokenizer"):
-            if saved["facts"].get(name) != facts[name]:
+            if before.get(name) != here[name]:
                 raise InputError(
                     f"{self.states}: belong to a run with {name} "
-                    f"{saved['facts'].get(name)}, not {facts[name]}; choose "
-                    f"another run_dir, or set overwrite=true."
+                    f"{before.get(name)}, not {here[name]}; choose another "
+                    f"run_dir, or set overwrite=true."
                 )
-        for name, here in facts["software"].items():
-            there = saved["facts"]["software"].get(name)
-            if there != here:
+        for name, value in here["software"].items():
+            began_with = before.get("software", {}).get(name)
+            if began_with != value:
                 self.tell(
-                    f"{self.name}: this run began with {name} {there}; with "
-                    f"{here} its last digits may differ."
+                    f"{self.name}: this run began with {name} {began_with}; "
+                    f"with {value} its last digits may differ."
                 )
 
     def _load(self, at_most=None):
@@ -441,8 +444,14 @@ class _Stage:
         )
         if saved:
             self.step = saved["step"]
-            self.progress = _Progress(**saved["progress"])
-            self.watch.restore(self.progress.watch)
+            try:
+                self.progress = _Progress(**saved["progress"])
+                self.watch.restore(self.progress.watch)
+            except (KeyError, TypeError) as error:
+                raise InputError(
+                    f"{self.states}: were written by another version of "
+                    f"{SOFTWARE}; start again with overwrite=true."
+                ) from error
         return saved
 
     def _validate(self):

@@ -10,6 +10,7 @@ from keras import tree
 from kerasgpt.evaluation.metrics import BitsPerByte
 from kerasgpt.training.distribution import (
     compile_on_workers,
+    lost_workers_told,
     num_replicas,
     spans_workers,
     sum_over_replicas,
@@ -92,8 +93,13 @@ class TrainStep(keras.Model):
     def build(self, input_shape=None):
         self.built = True
 
-    def compile(self, *args, **kwargs):
-        super().compile(*args, **kwargs)
+    def compile(self, *args, steps_per_execution=1, **kwargs):
+        # On several replicas Keras cannot run steps in groups.
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            steps_per_execution = 1
+        super().compile(
+            *args, steps_per_execution=steps_per_execution, **kwargs
+        )
         take_summed_gradients(self.optimizer)
         # The scale of the loss must exist before the first step is traced.
         if not self.optimizer.built:
@@ -114,12 +120,15 @@ class TrainStep(keras.Model):
         self.reset_metrics()
         self.stop_training = False
         callbacks.on_train_begin()
-        for step, batch in enumerate(x):
-            callbacks.on_train_batch_begin(step)
-            logs, is_last = self._train_on_workers(batch, self.stop_training)
-            callbacks.on_train_batch_end(step, logs)
-            if is_last:
-                break
+        with lost_workers_told():
+            for step, batch in enumerate(x):
+                callbacks.on_train_batch_begin(step)
+                logs, is_last = self._train_on_workers(
+                    batch, self.stop_training
+                )
+                callbacks.on_train_batch_end(step, logs)
+                if is_last:
+                    break
         return callbacks.on_train_end()
 
     def evaluate(self, x, **settings):
@@ -127,9 +136,10 @@ class TrainStep(keras.Model):
         if not spans_workers(self.distribute_strategy):
             return super().evaluate(x, **settings)
         self.reset_metrics()
-        for batch in x:
-            logs, _ = self._test_on_workers(batch, False)
-        return {name: float(value) for name, value in logs.items()}
+        with lost_workers_told():
+            for batch in x:
+                logs, _ = self._test_on_workers(batch, False)
+            return {name: float(value) for name, value in logs.items()}
 
     @functools.cached_property
     def _train_on_workers(self):

@@ -507,3 +507,87 @@ def test_logits_are_float32_under_every_policy():
         model = GPTCausalLM(GPTConfig(**SMALL))
         logits = model({"token_ids": ops.array(_token_ids())})
         assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+
+
+def _losses_and_gradients(rematerialize, *, jit_compile):
+    """Returns the outputs and gradients of a model in training."""
+    model = GPTCausalLM(
+        GPTConfig(**SMALL), rematerialize=rematerialize, name="gpt"
+    )
+    model.build()
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.normal(size=w.shape) for w in model.weights])
+    inputs = {
+        "token_ids": _token_ids(),
+        "segment_ids": ops.array([[1] * 5 + [2] * 3] * 2),
+    }
+
+    @tf.function(jit_compile=jit_compile)
+    def differentiate():
+        with tf.GradientTape() as tape:
+            logits = model(inputs, training=True)
+            loss = ops.mean(ops.square(logits))
+        return logits, tape.gradient(loss, model.trainable_variables)
+
+    return differentiate()
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rematerialised_blocks_give_the_same_gradients(jit_compile):
+    expected, actual = (
+        _losses_and_gradients(rematerialize, jit_compile=jit_compile)
+        for rematerialize in (False, True)
+    )
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-5)
+    for value, other in zip(actual[1], expected[1], strict=True):
+        np.testing.assert_allclose(
+            tf.convert_to_tensor(value),
+            tf.convert_to_tensor(other),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+
+
+def test_rematerialised_blocks_are_computed_twice_and_only_in_training():
+    def num_products(rematerialize, training):
+        model = GPTCausalLM(GPTConfig(**SMALL), rematerialize=rematerialize)
+        model.build()
+
+        @tf.function
+        def differentiate():
+            with tf.GradientTape() as tape:
+                hidden_states = model.backbone(
+                    {"token_ids": _token_ids()}, training=training
+                )
+            return tape.gradient(hidden_states, model.trainable_variables)
+
+        graph = differentiate.get_concrete_function().graph
+        return sum(op.type == "MatMul" for op in graph.get_operations())
+
+    assert num_products(True, True) > num_products(False, True) > 0
+    assert num_products(True, False) == num_products(False, False)
+
+
+def test_dropout_cannot_be_rematerialised():
+    config = GPTConfig(**SMALL, dropout_rate=0.1)
+    with pytest.raises(ValueError, match="needs dropout_rate=0"):
+        GPTCausalLM(config, rematerialize=True)
+
+
+def test_rematerialisation_survives_json():
+    model = GPTCausalLM(GPTConfig(**SMALL), rematerialize=True)
+    for part in (model, model.backbone):
+        config = json.loads(json.dumps(part.get_config()))
+        assert type(part).from_config(config).get_config() == config
+        assert config["rematerialize"]
+
+
+def test_a_dtype_is_that_of_all_layers_but_the_logits():
+    # Set on the model, not for all: a layer that was forgotten would clash.
+    for rate in (0.0, 0.1):
+        config = GPTConfig(**SMALL, dropout_rate=rate)
+        model = GPTCausalLM(config, dtype="mixed_bfloat16")
+        model.build()
+        inputs = {"token_ids": _token_ids()}
+        assert model.backbone(inputs, training=True).dtype == "bfloat16"
+        assert model(inputs, training=True).dtype == "float32"

@@ -7,11 +7,17 @@ from kerasgpt.training import losses
 from kerasgpt.training.losses import next_token_loss
 
 
-def _from_logits(logits, targets, sample_weight):
+def _from_logits(logits, targets, sample_weight, total_weight=None):
     """Logits as hidden states, which the identity turns into themselves."""
     logits = ops.array(logits, "float32")
     kernel = ops.eye(logits.shape[-1])
-    return next_token_loss(logits, kernel, ops.array(targets), sample_weight)
+    return next_token_loss(
+        logits,
+        kernel,
+        ops.array(targets),
+        sample_weight,
+        total_weight=total_weight,
+    )
 
 
 def test_the_loss_of_a_token_worked_by_hand():
@@ -27,6 +33,20 @@ def test_the_loss_of_a_token_worked_by_hand():
 def test_of_equal_logits_the_first_is_the_guess():
     _, _, hits = _from_logits(np.zeros((1, 3, 3)), [[0, 1, 2]], np.ones((1, 3)))
     np.testing.assert_array_equal(hits, [[1.0, 0.0, 0.0]])
+
+
+def test_the_losses_of_parts_add_up_to_that_of_the_whole():
+    logits = np.random.default_rng(0).normal(size=(4, 3, 2))
+    targets = np.array([[0, 1, 1]] * 4)
+    weights = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]], "float32")
+    whole, *_ = _from_logits(logits, targets, weights)
+    total = ops.sum(weights)
+    parts = [
+        _from_logits(logits[i:j], targets[i:j], weights[i:j], total)[0]
+        for i, j in ((0, 1), (1, 2), (2, 4))
+    ]
+    assert float(parts[1]) == 0.0
+    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-6)
 
 
 def test_large_logits_stay_finite():

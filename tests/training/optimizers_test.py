@@ -6,7 +6,11 @@ import pytest
 from keras import ops
 
 from kerasgpt.models import GPTCausalLM, GPTConfig
-from kerasgpt.training.optimizers import ScaledSchedule, build_optimizer
+from kerasgpt.training.optimizers import (
+    ScaledSchedule,
+    build_optimizer,
+    take_summed_gradients,
+)
 from kerasgpt.training.schedules import WarmupStableDecay
 
 
@@ -118,6 +122,19 @@ def test_the_optimizer_does_not_clip():
         assert optimizer.global_clipnorm is None
         assert optimizer.clipnorm is None
         assert optimizer.clipvalue is None
+
+
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_gradients_that_were_summed_are_summed_no_more(is_scaled):
+    inner = optimizer = keras.optimizers.SGD(1.0)
+    if is_scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(inner)
+    # By this method Keras sums them; replicas are tried in distribution_test.
+    pairs = [(object(), object())]
+    with pytest.raises((TypeError, ValueError)):
+        inner._all_reduce_sum_gradients(pairs)
+    take_summed_gradients(optimizer)
+    assert inner._all_reduce_sum_gradients(pairs) == pairs
 
 
 def test_an_unknown_optimizer_is_refused():

@@ -6,6 +6,8 @@ Prints what `train` returns, by case, as JSON.
 """
 
 import json
+import os
+import signal
 import sys
 
 import keras
@@ -42,20 +44,23 @@ def uneven_batches(count):
 
 
 class _Record(keras.callbacks.Callback):
-    """Keeps the metrics of each step, and may stop one of the processes."""
+    """Keeps the metrics of each step, and may end all processes but one."""
 
-    def __init__(self, stop_step):
+    def __init__(self, stop_step, kill_step):
         super().__init__()
         self.stop_step = stop_step
+        self.kill_step = kill_step
         self.steps = []
 
     def on_train_batch_end(self, batch, logs=None):
         self.steps.append({name: float(value) for name, value in logs.items()})
         self.model.reset_metrics()
-        if batch == self.stop_step and not is_chief(
-            self.model.distribute_strategy
-        ):
+        if is_chief(self.model.distribute_strategy):
+            return
+        if batch == self.stop_step:
             self.model.stop_training = True
+        if batch == self.kill_step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train(
@@ -69,6 +74,7 @@ def train(
     times=1,
     optimizer="muon",
     stop_step=None,
+    kill_step=None,
 ):
     """Returns what training does, and what it leaves on each replica.
 
@@ -77,6 +83,7 @@ def train(
         steps: int.
         times: int. Repeats the rows of each batch.
         stop_step: int. After it all workers but the chief ask to stop.
+        kill_step: int. After it they are gone.
 
     Returns:
         dict: "metrics", list of dicts, one a step; "weights", list of floats;
@@ -105,13 +112,15 @@ def train(
             if optimizer == "sgd"
             else build_optimizer(optimizer, 3e-3, weight_decay=0.1),
             jit_compile=False,
+            # Keras fails on several replicas if this reaches it.
+            steps_per_execution=1 if strategy.num_replicas_in_sync == 1 else 5,
         )
     batches = keras.tree.map_structure(
         lambda *arrays: np.concatenate([np.stack(arrays)] * times, axis=1),
         *uneven_batches(steps),
     )
     dataset = tf.data.Dataset.from_tensor_slices(batches)
-    record = _Record(stop_step)
+    record = _Record(stop_step, kill_step)
     step.fit(dataset, callbacks=[record], shuffle=False, verbose=0)
     copies = [
         strategy.experimental_local_results(variable.value)

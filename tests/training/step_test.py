@@ -7,6 +7,7 @@ from keras import ops
 from kerasgpt.models import GPTCausalLM, GPTConfig
 from kerasgpt.training.optimizers import build_optimizer
 from kerasgpt.training.step import TrainStep
+from tests.training import replicas_worker
 
 LN = np.log
 
@@ -17,8 +18,8 @@ class Table(keras.Model):
     A root of zero is added, whose gradient is infinite, if asked for.
     """
 
-    def __init__(self, table, *, with_root=False):
-        super().__init__()
+    def __init__(self, table, *, with_root=False, dtype=None):
+        super().__init__(dtype=dtype)
         self.start = np.array(table, "float32")
         self.with_root = with_root
 
@@ -68,8 +69,11 @@ UNEVEN_GRADIENT = np.array([[0.125, -0.125], [0.0, 0.0]])
 NOT_A_NUMBER = _batch([[0, 1]], [[1, 1]], [[1, 1]], scale=np.nan)
 
 
-def _step(optimizer=None, *, table=TABLE, with_root=False, **settings):
-    step = TrainStep(Table(table, with_root=with_root), **settings)
+def _step(
+    optimizer=None, *, table=TABLE, with_root=False, dtype=None, **settings
+):
+    model = Table(table, with_root=with_root, dtype=dtype)
+    step = TrainStep(model, **settings)
     step.build()
     # Plain: one step is not worth a second of compiling.
     step.compile(optimizer or keras.optimizers.SGD(1.0), jit_compile=False)
@@ -116,6 +120,56 @@ def test_fit_gives_the_same_and_so_does_xla():
         np.testing.assert_allclose(
             _table(step), np.array(TABLE) - UNEVEN_GRADIENT, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_micro_batches_do_not_count_the_same_either(jit_compile):
+    step = _step(accumulate_steps=2, token_bytes=[2, 3])
+    step.compile(keras.optimizers.SGD(1.0), jit_compile=jit_compile)
+    data = tf.data.Dataset.from_tensors(UNEVEN)
+    history = step.fit(data, shuffle=False, verbose=0).history
+    assert history["loss"] == pytest.approx([UNEVEN_LOSS], rel=1e-5)
+    assert history["accuracy"] == pytest.approx([2 / 4])
+    assert history["gradient_norm"] == pytest.approx(
+        [np.linalg.norm(UNEVEN_GRADIENT)], rel=1e-5
+    )
+    np.testing.assert_allclose(
+        _table(step), np.array(TABLE) - UNEVEN_GRADIENT, atol=1e-6
+    )
+
+
+def test_fifty_accumulated_steps_are_fifty_whole_ones():
+    strategy = tf.distribute.get_strategy()
+    whole, cut = (
+        replicas_worker.train(strategy, steps=50, accumulate_steps=count)
+        for count in (1, 4)
+    )
+    for metrics, expected in zip(cut["metrics"], whole["metrics"], strict=True):
+        for name, tolerance in (("loss", 1e-5), ("gradient_norm", 1e-4)):
+            assert metrics[name] == pytest.approx(expected[name], abs=tolerance)
+        for name in ("accuracy", "skipped_steps"):
+            assert metrics[name] == expected[name]
+    assert sum(step["skipped_steps"] for step in cut["metrics"]) == 2.0
+
+
+def test_a_scaled_loss_teaches_the_same_and_is_scaled_less_after_a_bad_step():
+    step = _step(clip_norm=0.05, dtype="mixed_float16")
+    optimizer = step.optimizer
+    assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    scale = float(optimizer.dynamic_scale)
+    logs = _run(step, UNEVEN)
+    norm = np.linalg.norm(UNEVEN_GRADIENT)
+    assert logs["loss"] == pytest.approx(UNEVEN_LOSS, rel=1e-5)
+    assert logs["gradient_norm"] == pytest.approx(norm, rel=1e-5)
+    change = _table(step) - np.array(TABLE)
+    np.testing.assert_allclose(
+        change, -UNEVEN_GRADIENT * 0.05 / norm, atol=1e-6
+    )
+    before = _table(step)
+    assert _run(step, NOT_A_NUMBER)["skipped_steps"] == 1.0
+    np.testing.assert_array_equal(_table(step), before)
+    assert int(optimizer.iterations) == 1
+    assert float(optimizer.dynamic_scale) == scale / 2
 
 
 def test_accuracy_counts_the_tokens_that_count():

@@ -1,0 +1,113 @@
+"""Owns the proof that the fault table finds what is lost. Not: the table."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from experiments import fault_table
+from experiments.fault_table import FAULTS
+from experiments.faults import damage, hostile, trial
+from experiments.faults.trial import Outcome, Truth
+from kerasgpt.config import InputError
+from kerasgpt.files import write_manifest
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("truth")
+    trial.tiny_run(folder / "run")
+    (folder / "export").mkdir()
+    (folder / "export" / "saved_model.pb").write_bytes(bytes(1000))
+    write_manifest(folder / "export")
+    return Truth(folder / "run", folder / "export", 1.0, folder, 1.0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fault
+        for fault in FAULTS
+        if not fault.needs_processes and fault.name.split()[0] != "hostile"
+    ],
+    ids=lambda fault: fault.name,
+)
+def test_nothing_is_lost(fault, truth, tmp_path):
+    outcome = fault.trial(0, tmp_path / "trial", truth)
+    assert outcome.seed == 0
+    assert outcome.fault
+    assert outcome.lost == ""
+
+
+@pytest.mark.parametrize("seed", range(len(hostile.HOSTILE)))
+def test_hostile_files_are_refused(seed, truth, tmp_path):
+    outcome = hostile.load_a_hostile_file(seed, tmp_path / "trial", truth)
+    assert outcome == Outcome(seed, [*hostile.HOSTILE][seed])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [20, 31])
+@pytest.mark.parametrize(
+    "fault",
+    [fault for fault in FAULTS if fault.needs_processes],
+    ids=lambda fault: fault.name,
+)
+def test_nothing_is_lost_by_processes_that_end(fault, seed, truth, tmp_path):
+    assert fault.trial(seed, tmp_path / "trial", truth).lost == ""
+
+
+def test_a_damage_that_nobody_notices_is_a_loss(truth, monkeypatch):
+    path = truth.export / "saved_model.pb"
+    with damage.put_back(path) as content:
+        path.write_bytes(content[1:])
+        assert damage.is_found(path, truth.folder, truth.export)
+        monkeypatch.setattr(damage, "read_manifest", lambda folder: {})
+        assert not damage.is_found(path, truth.folder, truth.export)
+    assert path.read_bytes() == content
+
+
+def test_another_end_is_a_loss(truth, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(truth.folder, run)
+    assert trial.difference(run, truth.folder) == ""
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text().replace("0", "1", 1))
+    assert trial.difference(run, truth.folder) == "another end"
+    (run / "result.json").unlink()
+    assert trial.difference(run, truth.folder) == "it could not go on"
+
+
+def test_a_trial_that_fails_has_lost_its_run(truth, tmp_path):
+    def fail(seed, folder, truth):
+        raise ZeroDivisionError
+
+    (outcome,) = fault_table.try_all(fail, [7], tmp_path, truth)
+    assert outcome.seed == 7
+    assert "ZeroDivisionError" in outcome.lost
+
+
+def test_the_table_tells_trials_and_losses(monkeypatch, truth, capsys):
+    fault = dataclasses.replace(FAULTS[-1], keras=FAULTS[-2])
+    monkeypatch.setattr(fault_table, "FAULTS", (fault,))
+    monkeypatch.setattr(fault_table, "find_truth", lambda folder: truth)
+    monkeypatch.setattr(
+        fault_table,
+        "try_fault",
+        lambda fault, *_: [Outcome(0, "one", "loaded"), Outcome(1, "two")],
+    )
+    answer = fault_table.ask(fault_table.CONFIG)
+    cells = [cell.strip() for cell in answer.lines[2].split("|")[1:-1]]
+    assert cells == [
+        "hostile file",
+        "2",
+        "1",
+        "stop within an epoch",
+        "2",
+        "1",
+    ]
+    assert [figure.is_met for figure in answer.figures] == [False]
+    assert answer.data["faults"]["hostile file"]["reasons"] == {"loaded": 1}
+    capsys.readouterr()
+    with pytest.raises(InputError, match="a fault was not survived"):
+        fault_table.ask(fault_table.CONFIG.override(["strict=true"]))
+    assert "loaded" in capsys.readouterr().out
