@@ -42,7 +42,12 @@ from experiments.faults.keras_faults import (
     run_keras_quietly,
     spoil_a_keras_batch,
 )
-from experiments.faults.stops import ask_to_stop, kill, stop_within_an_epoch
+from experiments.faults.stops import (
+    ask_to_stop,
+    go_on_with_another_split,
+    kill,
+    stop_within_an_epoch,
+)
 from experiments.faults.trial import (
     ENDED,
     Outcome,
@@ -137,6 +142,12 @@ FAULTS = (
         keras=Fault("fit", 20, spoil_a_keras_batch),
     ),
     Fault("stop within an epoch", 50, stop_within_an_epoch),
+    Fault(
+        "going on with other replicas and micro-batches",
+        20,
+        go_on_with_another_split,
+        needs_processes=True,
+    ),
     Fault("hostile file", len(HOSTILE), load_a_hostile_file),
 )
 

@@ -32,6 +32,8 @@ BEGINNINGS = ("The price of", "商品")
 
 def main(config):
     base = pretrain.run(config)
+    if not base.is_chief:
+        return
     generator = Generator(base.model, base.tokenizer)
     for text in generator.complete(BEGINNINGS, max_new_tokens=40):
         print(f"  … {text}")

@@ -66,6 +66,8 @@ def main(config):
         ]
     result = sft.run(config, corpus)
     base, tuned = result.base, result.chat
+    if not tuned.is_chief:
+        return
     if not corpus.world:
         questions = questions_from_chats(
             result.corpus.held_out_chats, count=count

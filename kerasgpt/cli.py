@@ -11,7 +11,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 with quiet_libraries():
     # The first operation looks for GPUs, which is told as an error.
     tensorflow = importlib.import_module("tensorflow")
-    tensorflow.constant(0)
+    # Several workers join before anything is computed.
+    if "TF_CONFIG" not in os.environ:
+        tensorflow.constant(0)
     importlib.import_module("tensorflow_text")
 
 from kerasgpt.checkpoints.model_folder import load_model
@@ -29,6 +31,7 @@ from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
 from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.training import sft
+from kerasgpt.training.distribution import build_strategy
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
 
 
@@ -60,6 +63,7 @@ def run_script(main, config, *, stages, document):
             print()
             print("\n".join(plan_run(resolved, stages)))
         else:
+            build_strategy(getattr(resolved, "distribute", "none"))
             main(resolved)
 
     sys.exit(

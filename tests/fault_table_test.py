@@ -7,7 +7,7 @@ import pytest
 
 from experiments import fault_table
 from experiments.fault_table import FAULTS
-from experiments.faults import damage, hostile, trial
+from experiments.faults import damage, hostile, stops, trial
 from experiments.faults.trial import Outcome, Truth
 from kerasgpt.config import InputError
 from kerasgpt.files import write_manifest
@@ -64,6 +64,15 @@ def test_a_damage_that_nobody_notices_is_a_loss(truth, monkeypatch):
         monkeypatch.setattr(damage, "read_manifest", lambda folder: {})
         assert not damage.is_found(path, truth.folder, truth.export)
     assert path.read_bytes() == content
+
+
+@pytest.mark.slow
+def test_other_losses_after_another_split_are_a_loss(
+    truth, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stops, "LOSS_TOLERANCE", -1.0)
+    outcome = stops.go_on_with_another_split(0, tmp_path / "trial", truth)
+    assert outcome.lost.startswith("a loss differs by")
 
 
 def test_another_end_is_a_loss(truth, tmp_path):

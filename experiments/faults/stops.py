@@ -14,7 +14,9 @@ from experiments.faults.trial import (
     TRAIN,
     Outcome,
     difference,
+    losses_of,
     run_alone,
+    run_split,
     start,
     told_path,
     wait_until_told,
@@ -22,6 +24,10 @@ from experiments.faults.trial import (
 from kerasgpt.data.pipelines import build_training_dataset, training_row_numbers
 
 MOST_SECONDS = 5.0
+# Replicas, and parts of the rows of each.
+SPLITS = ((1, 1), (1, 4), (2, 1), (2, 4))
+# Sums in another order, over all steps of a run.
+LOSS_TOLERANCE = 1e-5
 
 
 def finish(folder):
@@ -93,6 +99,24 @@ def ask_to_stop(seed, folder, truth):
         seconds,
         redone_steps,
     )
+
+
+def go_on_with_another_split(seed, folder, truth):
+    generator = random.Random(seed)
+    before, after = generator.sample(SPLITS, 2)
+    stop = generator.randrange(1, TRAIN.steps)
+    start(run_split, folder / "plain", *SPLITS[0]).join()
+    start(run_split, folder / "split", *before, stop).join()
+    fault = f"{before} replicas and parts, from step {stop} on {after}"
+    if (folder / "split" / "result.json").exists():
+        return Outcome(seed, ENDED)
+    start(run_split, folder / "split", *after).join()
+    ends = [losses_of(folder / name) for name in ("plain", "split")]
+    if len(ends[0]) != len(ends[1]):
+        return Outcome(seed, fault, "it could not go on")
+    most = np.abs(np.subtract(*ends)).max()
+    lost = "" if most <= LOSS_TOLERANCE else f"a loss differs by {most:.1e}"
+    return Outcome(seed, fault, lost)
 
 
 class RowNumbers:

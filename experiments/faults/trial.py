@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import multiprocessing
 import os
 import pathlib
@@ -22,10 +23,12 @@ from kerasgpt.console import guard, quiet_libraries
 from kerasgpt.data.packing import pack
 from kerasgpt.models import GPTCausalLM, GPTConfig
 from kerasgpt.tokenizers import ByteTokenizer
+from kerasgpt.training.distribution import build_strategy
 from kerasgpt.training.stage import TrainConfig, train
 
 with quiet_libraries():
     import keras
+    import tensorflow as tf
 
 
 # A run of seconds that has all that a long one has: dropout, validations,
@@ -106,17 +109,19 @@ def tiny_rows():
     }
 
 
-def build_model():
+def build_model(config=MODEL):
     keras.utils.set_random_seed(SEED)
-    model = GPTCausalLM(MODEL, name="gpt")
+    model = GPTCausalLM(config, name="gpt")
     model.build()
     return model
 
 
-def tiny_run(folder, *, rows=None, config=TRAIN, tell=lambda line: None):
+def tiny_run(
+    folder, *, rows=None, config=TRAIN, tell=lambda line: None, model=None
+):
     """Trains in `folder` to the end, or goes on there."""
     return train(
-        build_model(),
+        model or build_model(),
         ByteTokenizer(),
         rows or tiny_rows(),
         config,
@@ -124,6 +129,7 @@ def tiny_run(folder, *, rows=None, config=TRAIN, tell=lambda line: None):
         name="run",
         seed=SEED,
         sample=lambda model: "",
+        strategy=tf.distribute.get_strategy(),
         tell=tell,
     )
 
@@ -142,6 +148,36 @@ def run_alone(folder, kill_at=0):
 
     with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
         sys.exit(guard(lambda: tiny_run(folder, tell=tell)))
+
+
+def run_split(folder, num_replicas, accumulate_steps, stop_after=0):
+    """Is a process: trains on replicas, and may ask itself to stop.
+
+    Without dropout, whose draws depend on how rows are split.
+    """
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0],
+        [tf.config.LogicalDeviceConfiguration()] * num_replicas,
+    )
+
+    def tell(line):
+        if line.startswith(f"run {stop_after}/{TRAIN.steps}  loss"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = dataclasses.replace(
+        TRAIN, batch_tokens=8 * LENGTH, accumulate_steps=accumulate_steps
+    )
+    strategy = build_strategy("none" if num_replicas == 1 else "mirrored")
+    with (
+        open(os.devnull, "w") as null,
+        contextlib.redirect_stderr(null),
+        strategy.scope(),
+    ):
+        model = build_model(dataclasses.replace(MODEL, dropout_rate=0.0))
+        run = functools.partial(
+            tiny_run, folder, config=config, model=model, tell=tell
+        )
+        sys.exit(guard(run))
 
 
 def count_file_operations(kill_at):
@@ -180,6 +216,12 @@ def difference(folder, truth):
     if not (folder / "result.json").is_file():
         return "it could not go on"
     return "" if end_of(folder) == end_of(truth) else "another end"
+
+
+def losses_of(folder):
+    """Returns the losses that a run told, in their order."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
 
 
 def start(function, *arguments):

@@ -75,7 +75,9 @@ class ProgressLog(keras.callbacks.Callback):
         now = time.monotonic()
         seconds = max(now - self.last_time, 1e-9)
         rate = (step - self.last_step) * self.batch_tokens / seconds
+        # Scaling the loss, it holds the one that is meant.
         optimizer = self.model.optimizer
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
         values = {name: float(value) for name, value in logs.items()}
         values["perplexity"] = math.exp(min(values["loss"], 50.0))
         # Muon's own rate is set, AdamW's is a part of it; adamw sets its own.

@@ -4,6 +4,7 @@ Not: what they compute (step.py).
 """
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -13,18 +14,23 @@ import keras
 import tensorflow as tf
 
 from kerasgpt.config import InputError
+from kerasgpt.console import quiet_libraries
 
 DISTRIBUTE_NAMES = ("auto", "none", "mirrored", "multi_worker", "tpu")
 # Of a cluster; the first that there is holds the chief as its number 0.
 JOB_NAMES = ("chief", "worker")
+# What TensorFlow calls the strategy of one device.
+ONE_DEVICE = type(tf.distribute.get_strategy())
 # Queues start the processes of a job minutes apart.
 WAIT_SECONDS = 300.0
 
 
+@functools.cache
 def build_strategy(distribute="auto"):
     """Returns what trains one model on the devices of this run.
 
-    Model, train step and optimizer are created in its scope.
+    Model, train step and optimizer are created in its scope. Of several
+    workers it must be made before anything is computed, and only once.
 
     Args:
         distribute: str.
@@ -43,6 +49,8 @@ def build_strategy(distribute="auto"):
     Raises:
         InputError: if there are no such devices, TF_CONFIG is wrong, or one
             of its workers does not come.
+        RuntimeError: of TensorFlow, if something was computed before several
+            workers were joined.
 
     Example:
         >>> build_strategy("none").num_replicas_in_sync
@@ -68,7 +76,8 @@ def build_strategy(distribute="auto"):
                 "must name the workers."
             )
         _wait_for_workers(cluster["addresses"], cluster["number"])
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        with quiet_libraries():
+            return tf.distribute.MultiWorkerMirroredStrategy()
     if distribute == "tpu":
         return _tpu()
     return tf.distribute.get_strategy()
@@ -146,17 +155,46 @@ def spans_workers(strategy):
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
+def is_one_device(strategy):
+    """Returns whether nothing is distributed."""
+    return type(strategy) is ONE_DEVICE
+
+
+def on_chief(strategy, function):
+    """Calls a function on the chief, for which the other workers wait.
+
+    What it writes they find: workers share the folder of a run.
+
+    Args:
+        strategy: tf.distribute.Strategy.
+        function: without arguments.
+    """
+    if is_chief(strategy):
+        function()
+    if spans_workers(strategy):
+        meet = tf.function(
+            lambda: strategy.run(lambda: sum_over_replicas(tf.constant(1.0)))
+        )
+        with lost_workers_told():
+            meet()
+
+
+def on_chief_only(tell, strategy):
+    """Returns the function that tells a line, or one that does not."""
+    return tell if is_chief(strategy) else lambda line: None
+
+
 def resolve_jit_compile(jit_compile, strategy):
     """Returns whether to compile the step with XLA.
 
     Args:
-        jit_compile: bool. `None` = on one device.
+        jit_compile: bool. `None` = if there is one device.
         strategy: tf.distribute.Strategy.
 
     Raises:
         InputError: if it is asked for on several devices.
     """
-    is_alone = isinstance(strategy, type(tf.distribute.get_strategy()))
+    is_alone = is_one_device(strategy)
     if jit_compile and not is_alone:
         raise InputError(
             f"jit_compile=true: XLA compiles for one device, not under "

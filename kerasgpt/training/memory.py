@@ -42,16 +42,22 @@ def memory_parts(model_config, train_config):
         not finite goes back to), activations, logits, program (what compiling
         leaves behind).
     """
+    # Of the rows that are computed at once.
     positions = num_rows(model_config, train_config)
-    positions *= model_config.context_length
+    positions *= model_config.context_length / train_config.accumulate_steps
     weights = FLOAT_BYTES * model_config.num_parameters
     slots = FLOAT_BYTES * _num_slots(model_config, train_config.optimizer)
     values = model_config.num_layers * _values_kept(model_config)
+    if train_config.rematerialize:
+        # What enters each block, and one block at a time.
+        values = model_config.num_layers * model_config.model_dim
+        values += _values_kept(model_config)
     query_blocks = math.ceil(model_config.context_length / BLOCK_LENGTH)
     return {
         "weights": weights,
         "optimizer": slots,
-        "gradients": weights,
+        # Of a part of the rows, and their sum.
+        "gradients": weights * (2 if train_config.accumulate_steps > 1 else 1),
         "undo copy": slots,
         "activations": FLOAT_BYTES * positions * values,
         "logits": _logits_bytes(model_config, positions),

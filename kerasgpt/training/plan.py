@@ -260,7 +260,13 @@ def _speeds(plans, measure):
     measured, speeds = {}, {}
     for name, plan in plans.items():
         train = plan.train
-        key = num_rows(plan.model, train), train.optimizer, train.jit_compile
+        key = (
+            num_rows(plan.model, train),
+            train.optimizer,
+            train.precision,
+            train.rematerialize,
+            train.jit_compile,
+        )
         if key not in measured:
             measured[key] = measure(plan.model, train)
         speeds[name] = measured[key]

@@ -1,6 +1,7 @@
 """Owns the pretraining stage: texts -> tokenizer -> base model."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import random
@@ -21,6 +22,7 @@ from kerasgpt.data.prepare import (
     load_corpus,
     prepare_documents,
 )
+from kerasgpt.data.shards import load_shards
 from kerasgpt.data.sources import TFDS_PREFIX, list_files
 from kerasgpt.files import (
     MANIFEST,
@@ -31,11 +33,17 @@ from kerasgpt.files import (
     write_text,
 )
 from kerasgpt.generation.generate import Generator
-from kerasgpt.models.gpt import GPTCausalLM, ModelConfig
+from kerasgpt.models.gpt import ModelConfig
 from kerasgpt.tokenizers.byte import ByteTokenizer
 from kerasgpt.tokenizers.chat_template import ChatTemplate
 from kerasgpt.tokenizers.sentence_piece import train_sentence_piece
 from kerasgpt.training import stage
+from kerasgpt.training.distribution import (
+    DISTRIBUTE_NAMES,
+    build_strategy,
+    on_chief,
+    on_chief_only,
+)
 from kerasgpt.training.stage import TrainConfig
 
 # Settings of the data that change nothing about a base model.
@@ -69,6 +77,12 @@ class PretrainConfig(Config):
     run_dir: str = setting("experiments/runs/base", "folder of the run")
     overwrite: bool = setting(False, "delete another run's run_dir first")
     seed: int = setting(0, "of weights and of the order of the data", minimum=0)
+    distribute: str = setting(
+        "auto",
+        "which devices train together; auto = all GPUs, and all workers of "
+        "TF_CONFIG",
+        choices=DISTRIBUTE_NAMES,
+    )
     data: DataConfig = setting(DataConfig(), "what is learned from")
     tokenizer: TokenizerConfig = setting(TokenizerConfig(), "text to tokens")
     model: ModelConfig = setting(ModelConfig(), "the network")
@@ -90,37 +104,21 @@ def run(config, corpus=None, *, tell=print):
     Raises:
         InputError: for data or settings that cannot be used.
     """
-    # First what the user may have mistyped: a claimed folder is bound to it.
+    strategy = build_strategy(config.distribute)
+    tell = on_chief_only(tell, strategy)
     is_for_chats = corpus is not None
     if corpus is None:
         corpus = load_corpus(config.data, with_chats=False)
-    folder = stage.claim_folder(
-        config.run_dir,
-        config,
-        overwrite=config.overwrite,
-        ignored=("run_dir", "overwrite", *FINE_TUNING_ONLY),
-    )
-    claim_data(folder, config.data)
+    folder = pathlib.Path(config.run_dir)
     keras.utils.set_random_seed(config.seed)
-    tokenizer = build_tokenizer(folder / "tokenizer", corpus, config.tokenizer)
-    context_length = choose_context(corpus, tokenizer)
-    model_config = config.model.build_config(
-        vocabulary_size=tokenizer.vocabulary_size,
-        context_length=context_length,
+    on_chief(
+        strategy,
+        lambda: _prepare(config, corpus, folder, is_for_chats=is_for_chats),
     )
-    if is_for_chats:
-        # Now, not after an hour of pretraining.
-        fit_chats(
-            corpus,
-            tokenizer,
-            model_config.context_length,
-            max_skipped_fraction=config.data.max_skipped_fraction,
-        )
-    shards, _ = prepare_documents(
-        corpus.documents,
-        tokenizer,
-        folder / "data",
-        validation_fraction=config.data.validation_fraction,
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    model_config = _model_config(config, corpus, tokenizer)
+    shards, _ = load_shards(
+        folder / "data", tokenizer_fingerprint=tokenizer.fingerprint()
     )
     rows = {
         name: pack(
@@ -131,8 +129,7 @@ def run(config, corpus=None, *, tell=print):
         )
         for name, shard in shards.items()
     }
-    model = GPTCausalLM(model_config, name="gpt")
-    model.build()
+    model = stage.build_model(model_config, config.train, strategy)
     tell(
         f"base: {model_config.num_parameters:,} parameters, "
         f"{shards['train'].num_documents:,} documents, "
@@ -140,15 +137,15 @@ def run(config, corpus=None, *, tell=print):
         f"rows of {model_config.context_length} "
         f"({rows['train'].used_fraction:.1%} used)."
     )
-    generator = Generator(model, tokenizer)
+    build_generator = functools.cache(lambda model: Generator(model, tokenizer))
     prompts = [
         words
         for words in map(_first_words, corpus.documents[:2])
         if len(tokenizer.encode(words)) + 2 < model_config.context_length
     ]
 
-    def sample(_):
-        texts = generator.complete(prompts, max_new_tokens=32)
+    def sample(model):
+        texts = build_generator(model).complete(prompts, max_new_tokens=32)
         return "\n".join(
             f"{prompt} → {text}"
             for prompt, text in zip(prompts, texts, strict=True)
@@ -163,7 +160,47 @@ def run(config, corpus=None, *, tell=print):
         name="base",
         seed=config.seed,
         sample=sample,
+        strategy=strategy,
         tell=tell,
+    )
+
+
+def _prepare(config, corpus, folder, *, is_for_chats):
+    """Makes a run's folder, its tokenizer and its shards."""
+    # First what the user may have mistyped: a claimed folder is bound to it.
+    stage.claim_folder(
+        folder,
+        config,
+        overwrite=config.overwrite,
+        ignored=(
+            "run_dir",
+            "overwrite",
+            *FINE_TUNING_ONLY,
+            *stage.HARDWARE_ONLY,
+        ),
+    )
+    claim_data(folder, config.data)
+    tokenizer = build_tokenizer(folder / "tokenizer", corpus, config.tokenizer)
+    if is_for_chats:
+        # Now, not after an hour of pretraining.
+        fit_chats(
+            corpus,
+            tokenizer,
+            _model_config(config, corpus, tokenizer).context_length,
+            max_skipped_fraction=config.data.max_skipped_fraction,
+        )
+    prepare_documents(
+        corpus.documents,
+        tokenizer,
+        folder / "data",
+        validation_fraction=config.data.validation_fraction,
+    )
+
+
+def _model_config(config, corpus, tokenizer):
+    return config.model.build_config(
+        vocabulary_size=tokenizer.vocabulary_size,
+        context_length=choose_context(corpus, tokenizer),
     )
 
 

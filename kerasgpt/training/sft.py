@@ -1,6 +1,7 @@
 """Owns the supervised fine-tuning stage: base model + chats -> chat model."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import random
@@ -16,9 +17,17 @@ from kerasgpt.data.prepare import (
     fit_chats,
     prepare_chats,
 )
+from kerasgpt.data.shards import load_shards
 from kerasgpt.generation.generate import Generator
-from kerasgpt.models.gpt import GPTCausalLM, ModelConfig
+from kerasgpt.models.gpt import ModelConfig
+from kerasgpt.tokenizers.chat_template import ChatTemplate
 from kerasgpt.training import pretrain, stage
+from kerasgpt.training.distribution import (
+    DISTRIBUTE_NAMES,
+    build_strategy,
+    on_chief,
+    on_chief_only,
+)
 from kerasgpt.training.stage import StageResult, TrainConfig
 
 
@@ -50,6 +59,12 @@ class SFTConfig(Config):
     )
     overwrite: bool = setting(False, "delete another run's run_dir first")
     seed: int = setting(0, "of weights and of the order of the data", minimum=0)
+    distribute: str = setting(
+        "auto",
+        "which devices train together; auto = all GPUs, and all workers of "
+        "TF_CONFIG",
+        choices=DISTRIBUTE_NAMES,
+    )
     shuffle_answers: bool = setting(
         False,
         "a control: every chat gets the answers of another, so that nothing "
@@ -100,15 +115,16 @@ class SFTConfig(Config):
         config = pretrain.PretrainConfig(
             run_dir="",
             seed=self.seed,
+            distribute=self.distribute,
             data=self.data,
             tokenizer=self.tokenizer,
             model=self.model,
             train=self.pretrain,
         )
-        defaults = pretrain.PretrainConfig().to_dict()
         shared = config.override(
-            f"{key}={defaults['data'][key.removeprefix('data.')]}"
-            for key in pretrain.FINE_TUNING_ONLY
+            f"{key}={value}"
+            for key, _, _, value, _ in pretrain.PretrainConfig().describe()
+            if key in (*pretrain.FINE_TUNING_ONLY, *stage.HARDWARE_ONLY)
         )
         parent = pathlib.Path(self.run_dir).parent
         name = f"base_{shared.fingerprint()}"
@@ -160,17 +176,14 @@ def run(config, corpus, *, tell=print):
     Raises:
         InputError: for data or settings that cannot be used.
     """
+    strategy = build_strategy(config.distribute)
+    tell = on_chief_only(tell, strategy)
     # First what may be mistyped: a claimed folder is bound to it.
     if config.init:
         model, tokenizer = load_model(config.init)
         base = StageResult(model, tokenizer, pathlib.Path(config.init), {})
-    folder = stage.claim_folder(
-        config.run_dir,
-        config,
-        overwrite=config.overwrite,
-        ignored=("run_dir", "overwrite", "export_dir", "evaluation"),
-    )
-    pretrain.claim_data(folder, config.data, init=config.init)
+    folder = pathlib.Path(config.run_dir)
+    on_chief(strategy, lambda: _claim(folder, config))
     if not config.init:
         base = pretrain.run(config.base, corpus, tell=tell)
     tokenizer = base.tokenizer
@@ -185,13 +198,19 @@ def run(config, corpus, *, tell=print):
     if config.shuffle_answers:
         chats = shuffled_answers(corpus.chats, config.seed)
         trained = dataclasses.replace(corpus, chats=chats)
-    shards, manifest = prepare_chats(
-        trained,
-        tokenizer,
-        folder / "data",
-        replay_fraction=config.data.replay_fraction,
-        replay_length=context_length,
-        seed=config.seed,
+    on_chief(
+        strategy,
+        lambda: prepare_chats(
+            trained,
+            tokenizer,
+            folder / "data",
+            replay_fraction=config.data.replay_fraction,
+            replay_length=context_length,
+            seed=config.seed,
+        ),
+    )
+    shards, manifest = load_shards(
+        folder / "data", tokenizer_fingerprint=tokenizer.fingerprint()
     )
     rows = {
         name: pack(
@@ -203,8 +222,7 @@ def run(config, corpus, *, tell=print):
         for name, shard in shards.items()
     }
     keras.utils.set_random_seed(config.seed)
-    model = GPTCausalLM(base.model.config, name="gpt")
-    model.build()
+    model = stage.build_model(base.model.config, config.train, strategy)
     model.set_weights(base.model.get_weights())
     tell(
         f"chat: {len(corpus.chats):,} conversations and replayed documents, "
@@ -214,16 +232,17 @@ def run(config, corpus, *, tell=print):
         f"({rows['train'].used_fraction:.1%} used); "
         f"{len(corpus.skipped)} rows skipped."
     )
-    generator = Generator(model, tokenizer)
+    template = ChatTemplate(tokenizer)
     prompts = [chat[: _first_reply(chat)] for chat in corpus.held_out_chats[:2]]
     prompts = [
         chat
         for chat in prompts
-        if chat and len(generator.template.prompt(chat)) < context_length
+        if chat and len(template.prompt(chat)) < context_length
     ]
+    build_generator = functools.cache(lambda model: Generator(model, tokenizer))
 
-    def sample(_):
-        replies = generator.reply(prompts, max_new_tokens=32)
+    def sample(model):
+        replies = build_generator(model).reply(prompts, max_new_tokens=32)
         return "\n".join(
             f"{chat[-1]['content']} → {reply}"
             for chat, reply in zip(prompts, replies, strict=True)
@@ -238,9 +257,27 @@ def run(config, corpus, *, tell=print):
         name="chat",
         seed=config.seed,
         sample=sample,
+        strategy=strategy,
         tell=tell,
     )
     return SFTResult(base, chat, corpus, rows["train"].used_fraction)
+
+
+def _claim(folder, config):
+    stage.claim_folder(
+        folder,
+        config,
+        overwrite=config.overwrite,
+        ignored=(
+            "run_dir",
+            "overwrite",
+            "export_dir",
+            "evaluation",
+            "pretrain.accumulate_steps",
+            *stage.HARDWARE_ONLY,
+        ),
+    )
+    pretrain.claim_data(folder, config.data, init=config.init)
 
 
 def shuffled_answers(chats, seed):

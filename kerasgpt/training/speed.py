@@ -7,9 +7,13 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from kerasgpt.models.gpt import GPTCausalLM
+from kerasgpt.training.distribution import (
+    build_strategy,
+    resolve_jit_compile,
+)
 from kerasgpt.training.memory import num_rows
 from kerasgpt.training.optimizers import build_optimizer
+from kerasgpt.training.stage import build_model
 from kerasgpt.training.step import TrainStep
 
 # A timed step does no more than this: a second or two on two cores.
@@ -102,21 +106,22 @@ def train_call(model_config, train_config, count):
         train_config: TrainConfig.
         count: int, rows of the batch.
     """
-    model = GPTCausalLM(model_config, name="gpt")
-    model.build()
+    strategy = build_strategy("none")
+    model = build_model(model_config, train_config, strategy)
     step = TrainStep(
         model,
         clip_norm=train_config.clip_norm,
         token_bytes=[1] * model_config.vocabulary_size,
     )
     step.build()
-    optimizer = build_optimizer(
-        train_config.optimizer,
-        train_config.peak_learning_rate(model_config.model_dim),
-        weight_decay=train_config.weight_decay,
+    step.compile(
+        optimizer=build_optimizer(
+            train_config.optimizer,
+            train_config.peak_learning_rate(model_config.model_dim),
+            weight_decay=train_config.weight_decay,
+        ),
+        jit_compile=resolve_jit_compile(train_config.jit_compile, strategy),
     )
-    optimizer.build(model.trainable_variables)
-    step.compile(optimizer=optimizer, jit_compile=train_config.jit_compile)
     step.make_train_function()
     shape = (count, model_config.context_length)
     token_ids = np.random.default_rng(0).integers(

@@ -9,6 +9,8 @@ import math
 import pathlib
 import platform
 import shutil
+import signal
+import tempfile
 
 import keras
 import numpy as np
@@ -33,7 +35,18 @@ from kerasgpt.files import (
     read_json,
     write_json,
 )
+from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.training.callbacks import ProgressLog
+from kerasgpt.training.distribution import (
+    build_strategy,
+    check_rows,
+    is_chief,
+    is_one_device,
+    on_chief,
+    on_chief_only,
+    resolve_jit_compile,
+    spans_workers,
+)
 from kerasgpt.training.optimizers import build_optimizer
 from kerasgpt.training.schedules import build_schedule
 from kerasgpt.training.step import TrainStep
@@ -49,6 +62,8 @@ GROUP_FLOPS = 20e9
 MAX_ROLLBACKS = 3
 # Marks config.json as ours: no other folder is ever emptied.
 SOFTWARE = "kerasgpt"
+# Where a run is computed, not what: another machine may go on with it.
+HARDWARE_ONLY = ("distribute", "train.accumulate_steps")
 # All that is in a run's folder before its training begins.
 UNTRAINED_NAMES = {"config.json", "sources.txt", "tokenizer", "data"}
 
@@ -62,6 +77,12 @@ class TrainConfig(Config):
         2048,
         "positions of one update; a multiple of the context",
         unit="tokens",
+        minimum=1,
+    )
+    accumulate_steps: int = setting(
+        1,
+        "parts of a device's rows that are computed one after the other, to "
+        "save memory",
         minimum=1,
     )
     optimizer: str = setting(
@@ -131,7 +152,20 @@ class TrainConfig(Config):
     log_steps: int = setting(
         20, "steps between progress lines", unit="steps", minimum=1
     )
-    jit_compile: bool = setting(True, "compile the step with XLA")
+    precision: str = setting(
+        "float32",
+        "of products and activations; weights stay float32. bfloat16 is slow "
+        "on processors without units for it",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+    )
+    rematerialize: bool = setting(
+        False,
+        "compute what is inside the blocks twice instead of keeping it, to "
+        "save memory",
+    )
+    jit_compile: bool | None = setting(
+        None, "compile the step with XLA; none = on one device"
+    )
 
     def peak_learning_rate(self, model_dim):
         """Returns the set rate, or the one a model of this width takes."""
@@ -154,12 +188,15 @@ class StageResult:
         metrics: dict of the best validation: step, loss, accuracy,
             perplexity, bits_per_byte; and "before", the same of the model
             that training began with.
+        is_chief: bool. This process is the one, of several workers, that
+            goes on to report and export.
     """
 
     model: keras.Model
     tokenizer: object
     folder: pathlib.Path
     metrics: dict
+    is_chief: bool = True
 
 
 def claim_folder(folder, config, *, overwrite, ignored=()):
@@ -221,24 +258,63 @@ def _flat(values, prefix=""):
     return flat
 
 
+def build_model(model_config, config, strategy):
+    """Returns a GPTCausalLM to be trained, with fresh weights.
+
+    Args:
+        model_config: GPTConfig.
+        config: TrainConfig.
+        strategy: tf.distribute.Strategy.
+
+    Raises:
+        InputError: if it cannot be trained so.
+    """
+    try:
+        with strategy.scope():
+            model = GPTCausalLM(
+                model_config,
+                rematerialize=config.rematerialize,
+                dtype=config.precision,
+                name="gpt",
+            )
+            model.build()
+    except ValueError as error:
+        raise InputError(f"model: {error}") from error
+    return model
+
+
 def train(
-    model, tokenizer, rows, config, folder, *, name, seed, sample, tell=print
+    model,
+    tokenizer,
+    rows,
+    config,
+    folder,
+    *,
+    name,
+    seed,
+    sample,
+    strategy=None,
+    tell=print,
 ):
     """Trains a model in `folder`, or goes on where it was stopped.
 
     Every `evaluate_steps` the model is validated and the state saved; the
     best model so far is kept as `folder/model`. A finished stage is returned
-    at once.
+    at once. Of several workers, which share `folder`, only the chief writes
+    and tells.
 
     Args:
-        model: GPTCausalLM.
+        model: GPTCausalLM, see `build_model`.
         tokenizer: Tokenizer.
         rows: dict of "train" and "validation" PackedRows.
         config: TrainConfig.
         folder: str or Path.
         name: str, shown in progress lines.
         seed: int, of the order of the data.
-        sample: function of the model, returns str: what it writes now.
+        sample: function of a float32 model on one device, returns str: what
+            it writes now.
+        strategy: tf.distribute.Strategy in whose scope the model was built.
+            `None` = that of one device.
         tell: function of one str, prints a line.
 
     Returns:
@@ -250,11 +326,12 @@ def train(
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
     folder = pathlib.Path(folder)
+    strategy = strategy or build_strategy("none")
+    tell = on_chief_only(tell, strategy)
     result_path = folder / "result.json"
     if result_path.is_file():
         tell(f"{name}: already trained, see {folder}.")
-        model, tokenizer = load_model(folder)
-        return StageResult(model, tokenizer, folder, read_json(result_path))
+        return _result(folder, is_chief(strategy))
 
     for split, part in rows.items():
         if not len(part):
@@ -269,8 +346,17 @@ def train(
             f"batch_tokens={config.batch_tokens}: is less than one row of "
             f"{row_length} tokens; raise it or lower model.context_length."
         )
+    check_rows(
+        batch_size,
+        replicas=strategy.num_replicas_in_sync,
+        accumulate_steps=config.accumulate_steps,
+    )
     # The writer ends first: a second signal must reach it, too.
-    with stop_requests() as request, BackgroundWriter() as writer:
+    with (
+        tempfile.TemporaryDirectory() as unread,
+        stop_requests() as request,
+        BackgroundWriter() as writer,
+    ):
         stage = _Stage(
             model,
             tokenizer,
@@ -281,6 +367,8 @@ def train(
             seed=seed,
             batch_size=batch_size,
             sample=sample,
+            strategy=strategy,
+            log_folder=folder if is_chief(strategy) else unread,
             tell=tell,
             request=request,
             writer=writer,
@@ -301,9 +389,14 @@ def train(
         **progress.metrics,
         "before": progress.before,
     }
-    best, tokenizer = load_model(folder)
-    write_json(result_path, metrics)
-    return StageResult(best, tokenizer, folder, metrics)
+    on_chief(strategy, lambda: write_json(result_path, metrics))
+    return _result(folder, is_chief(strategy))
+
+
+def _result(folder, is_chief):
+    model, tokenizer = load_model(folder)
+    metrics = read_json(folder / "result.json")
+    return StageResult(model, tokenizer, folder, metrics, is_chief)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,6 +444,8 @@ class _Stage:
         seed,
         batch_size,
         sample,
+        strategy,
+        log_folder,
         tell,
         request,
         writer,
@@ -363,14 +458,20 @@ class _Stage:
         self.name = name
         self.order = {"batch_size": batch_size, "seed": seed}
         self.sample = sample
+        self.strategy = strategy
         self.tell = tell
         self.request = request
         self.writer = writer
-        self.step_model, self.validation = _compile(
-            model, tokenizer, rows, config, batch_size
+        self.step_model = _compile(model, tokenizer, config, strategy)
+        # The same rows each time, spread over the split.
+        count = min(len(rows["validation"]), config.evaluate_rows)
+        chosen = np.linspace(0, len(rows["validation"]) - 1, count).astype(int)
+        self.validation = build_evaluation_dataset(
+            rows["validation"], batch_size=batch_size, row_numbers=chosen
         )
+        self.sampled_model = None
         self.log = ProgressLog(
-            folder,
+            log_folder,
             name=name,
             total_steps=config.steps,
             batch_tokens=batch_size * rows["train"].row_length,
@@ -407,7 +508,8 @@ class _Stage:
             self._fit()
 
     def _resume(self):
-        clear_leftovers(self.folder, "model")
+        if is_chief(self.strategy):
+            clear_leftovers(self.folder, "model")
         saved = self._load()
         if saved:
             self._check(saved["facts"])
@@ -461,7 +563,7 @@ class _Stage:
             verbose=0,
             return_dict=True,
         )
-        if self.request.signal_number:
+        if self._is_stopped():
             # It ended before its time, and is the first thing on resuming.
             self._save()
             self._stop()
@@ -481,7 +583,8 @@ class _Stage:
         if step == 0:
             self.progress = self.progress.after(before=metrics)
         else:
-            self.log.record_sample(step, self.sample(self.model))
+            if is_chief(self.strategy):
+                self.log.record_sample(step, self._sample())
             is_best = metrics["loss"] < self.progress.best_loss
             self.progress = (
                 self.progress.after(
@@ -494,7 +597,7 @@ class _Stage:
                 else self.progress.after(bad=self.progress.bad + 1)
             )
         self._save(is_best=is_best)
-        if self.request.signal_number:
+        if self._is_stopped():
             self._stop()
 
     def _fit(self):
@@ -528,7 +631,7 @@ class _Stage:
             )
         if self.watch.has_spike:
             self._roll_back()
-        elif self.request.signal_number:
+        elif self.step < end:
             self._save()
             self._stop()
 
@@ -561,6 +664,8 @@ class _Stage:
 
     def _save(self, *, is_best=False):
         """Copies the state and lets it be written while training goes on."""
+        if not is_chief(self.strategy):
+            return
         # First, so that there is never more than one copy.
         self.writer.wait()
         state = RunState.of(
@@ -592,14 +697,31 @@ class _Stage:
 
         self.writer.start(write)
 
+    def _is_stopped(self):
+        """Returns whether to stop now; several workers stop in a step."""
+        return self.request.signal_number and not spans_workers(self.strategy)
+
     def _stop(self):
         self.writer.wait()
         raise Interrupted(
-            self.request.signal_number,
+            # None came if another worker was told to stop.
+            self.request.signal_number or signal.SIGTERM,
             f"{self.name}: stopped at step {self.step} of "
             f"{self.config.steps} and saved; the same command (without "
             f"overwrite=true) goes on from here.",
         )
+
+    def _sample(self):
+        """Returns what the model writes now."""
+        model = self.model
+        if not is_one_device(self.strategy) or model.dtype != "float32":
+            # Decoding is compiled for one device.
+            if not self.sampled_model:
+                self.sampled_model = type(model)(model.config, name=model.name)
+                self.sampled_model.build()
+            model = self.sampled_model
+            model.set_weights(self.model.get_weights())
+        return self.sample(model)
 
     def _row_numbers(self, step):
         numbers = training_row_numbers(
@@ -622,17 +744,15 @@ class _Stage:
             "software": {
                 **versions,
                 "python": platform.python_version(),
-                "jit_compile": self.config.jit_compile,
+                "jit_compile": self.step_model.jit_compile,
+                "replicas": self.strategy.num_replicas_in_sync,
+                "accumulate_steps": self.config.accumulate_steps,
             },
         }
 
 
-def _compile(model, tokenizer, rows, config, batch_size):
-    """Returns the compiled TrainStep and the validation dataset."""
-    step_model = TrainStep(
-        model, clip_norm=config.clip_norm, token_bytes=tokenizer.token_bytes
-    )
-    step_model.build()
+def _compile(model, tokenizer, config, strategy):
+    """Returns the compiled TrainStep."""
     schedule = build_schedule(
         config.schedule,
         config.peak_learning_rate(model.config.model_dim),
@@ -641,25 +761,26 @@ def _compile(model, tokenizer, rows, config, batch_size):
         decay_fraction=config.decay_fraction,
         final_fraction=config.final_fraction,
     )
-    optimizer = build_optimizer(
-        config.optimizer,
-        schedule,
-        weight_decay=config.weight_decay,
-        muon_learning_rate_ratio=config.muon_learning_rate_ratio,
-    )
-    optimizer.build(model.trainable_variables)
-    step_model.compile(
-        optimizer=optimizer,
-        jit_compile=config.jit_compile,
-        steps_per_execution=_group_steps(model.config, config),
-    )
-    # The same rows each time, spread over the split.
-    count = min(len(rows["validation"]), config.evaluate_rows)
-    chosen = np.linspace(0, len(rows["validation"]) - 1, count).astype(int)
-    validation = build_evaluation_dataset(
-        rows["validation"], batch_size=batch_size, row_numbers=chosen
-    )
-    return step_model, validation
+    jit_compile = resolve_jit_compile(config.jit_compile, strategy)
+    with strategy.scope():
+        step_model = TrainStep(
+            model,
+            clip_norm=config.clip_norm,
+            token_bytes=tokenizer.token_bytes,
+            accumulate_steps=config.accumulate_steps,
+        )
+        step_model.build()
+        step_model.compile(
+            optimizer=build_optimizer(
+                config.optimizer,
+                schedule,
+                weight_decay=config.weight_decay,
+                muon_learning_rate_ratio=config.muon_learning_rate_ratio,
+            ),
+            jit_compile=jit_compile,
+            steps_per_execution=_group_steps(model.config, config),
+        )
+    return step_model
 
 
 def _group_steps(model_config, config):

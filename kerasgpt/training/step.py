@@ -120,6 +120,7 @@ class TrainStep(keras.Model):
         self.reset_metrics()
         self.stop_training = False
         callbacks.on_train_begin()
+        callbacks.on_epoch_begin(0)
         with lost_workers_told():
             for step, batch in enumerate(x):
                 callbacks.on_train_batch_begin(step)

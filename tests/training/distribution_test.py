@@ -27,6 +27,13 @@ from tests.training import replicas_worker
 STEPS = 50
 
 
+@pytest.fixture(autouse=True)
+def forget_strategies():
+    build_strategy.cache_clear()
+    yield
+    build_strategy.cache_clear()
+
+
 def _cluster(*workers, index=0, kind="worker", **jobs):
     task = {"type": kind, "index": index}
     return json.dumps({"cluster": {"worker": workers, **jobs}, "task": task})
