@@ -18,6 +18,9 @@ from kerasgpt.layers.cache import slot_writer
 from kerasgpt.tokenizers.chat_template import ChatTemplate
 from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
 
+# Those of our own tokenizers.
+CONTROL_IDS = range(len(CONTROL_TOKENS))
+
 
 class DecodeState(NamedTuple):
     """Where a batch stands between two tokens.
@@ -149,6 +152,7 @@ def decode(
     max_new_tokens,
     stop_ids,
     num_steps,
+    control_ids=CONTROL_IDS,
     slot_writer=slot_writer,
 ):
     """Generates up to `num_steps` more tokens a row.
@@ -163,6 +167,7 @@ def decode(
         stop_ids: int32 (batch,). Ends a row; it is counted as generated. No
             other control id is ever generated.
         num_steps: int32 ().
+        control_ids: ints. Those of the tokenizer.
         slot_writer: see `GPTBackbone`.
 
     Returns:
@@ -170,8 +175,11 @@ def decode(
     """
     last_step = state.step + num_steps
     token_range = ops.arange(model.config.vocabulary_size, dtype="int32")
+    is_control = np.isin(
+        np.arange(model.config.vocabulary_size), list(control_ids)
+    )
     is_banned = ops.logical_and(
-        token_range[None] < len(CONTROL_TOKENS),
+        is_control[None],
         ops.not_equal(token_range[None], stop_ids[:, None]),
     )
     column = ops.arange(ops.shape(state.token_ids)[1], dtype="int32")[None]
@@ -292,6 +300,7 @@ class Generator:
             max_new_tokens=limits,
             stop_ids=stop_ids,
             num_steps=num_steps,
+            control_ids=self.template.control_ids.values(),
         )
 
     def reply(self, conversations, *, max_new_tokens=128, **sampling):
@@ -320,7 +329,7 @@ class Generator:
         rows = self.generate_ids(
             prompts,
             max_new_tokens,
-            stop_token="<|end_of_document|>",
+            stop_token=self.template.format.document_end,
             **sampling,
         )
         return [self.tokenizer.decode(row) for row in rows]
@@ -330,7 +339,7 @@ class Generator:
         prompts,
         max_new_tokens,
         *,
-        stop_token="<|end_of_turn|>",
+        stop_token=None,
         num_sequences=1,
         batch_size=64,
         **sampling,
@@ -340,7 +349,8 @@ class Generator:
         Args:
             prompts: list of lists of int.
             max_new_tokens: int.
-            stop_token: str, the control token that ends a row.
+            stop_token: str, the control token that ends a row. `None` = the
+                one that ends an answer.
             num_sequences: int. Results for each prompt, one after the other.
             batch_size: int, rows decoded together.
             **sampling: see `SamplerSettings.constant`; the seed counts up from
@@ -387,7 +397,7 @@ class Generator:
             [self.template.prompt(conversation)],
             [0],
             max_new_tokens,
-            "<|end_of_turn|>",
+            None,
             sampling,
         )
         told = ""
@@ -450,7 +460,8 @@ class Generator:
             tf.constant(lengths),
             tf.zeros((new_tokens,)),
         )
-        stop_ids = tf.fill((rows,), self.tokenizer.control_id(stop_token))
+        stop_token = stop_token or self.template.format.end
+        stop_ids = tf.fill((rows,), self.template.control_ids[stop_token])
         return state, settings, tf.constant(limits), stop_ids
 
 

@@ -35,7 +35,6 @@ from kerasgpt.serving.backend import (
 )
 from kerasgpt.serving.saved_model import MODEL_ASSETS
 from kerasgpt.tokenizers.chat_template import ChatTemplate
-from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
 
 # Most tokens a row gets in one call; a newcomer waits for no more.
 MAX_STEPS = 8
@@ -109,11 +108,13 @@ class _Batch:
         model: GPTCausalLM.
         empty: _RowState of one row.
         num_rows: int.
+        control_ids: tuple of int, never generated but as a stop id.
         jit_compile: bool.
     """
 
-    def __init__(self, model, empty, num_rows, *, jit_compile):
+    def __init__(self, model, empty, num_rows, *, control_ids, jit_compile):
         self.model = model
+        self.control_ids = control_ids
         self.num_slots = _num_slots(empty.cache)
         self.jobs = [None] * num_rows
         self.num_idle_calls = 0
@@ -206,6 +207,7 @@ class _Batch:
             max_new_tokens=values["num_left"],
             stop_ids=values["stop_id"],
             num_steps=num_steps,
+            control_ids=self.control_ids,
         )
         after = _RowState(state.cache, state.logits, state.counts)
         tf.nest.map_structure(
@@ -298,9 +300,8 @@ class Engine(Backend):
         self.context_length = config.context_length
         self.max_new_tokens = max_new_tokens
         self.vocabulary_size = config.vocabulary_size
-        self.control_ids = {
-            name: tokenizer.control_id(name) for name in CONTROL_TOKENS
-        }
+        self.control_ids = dict(self.template.control_ids)
+        never_generated = tuple(self.control_ids.values())
         self.row_counts = row_counts
         self.max_waiting = max_waiting
         # Attention reads every slot, used or not, and most texts are short.
@@ -346,7 +347,11 @@ class Engine(Backend):
                 )
         self._batches = {
             (count, num_slots): _Batch(
-                model, empty[num_slots], count, jit_compile=jit_compile
+                model,
+                empty[num_slots],
+                count,
+                control_ids=never_generated,
+                jit_compile=jit_compile,
             )
             for count in row_counts
             for num_slots in self.slot_counts

@@ -15,7 +15,6 @@ from kerasgpt.serving.backend import MAX_TOP_TOKENS
 from kerasgpt.serving.scan import check_ops
 from kerasgpt.serving.warmup import warmup_examples, write_warmup
 from kerasgpt.tokenizers.chat_template import ChatTemplate
-from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
 
 # Inside a version: what its graph was made from, but for the weights.
 MODEL_ASSETS = "assets.extra/model"
@@ -73,13 +72,15 @@ class ServingModule(tf.Module):
             prompt as a document.
         score: text -> log_likelihood, float32, the sum of the natural
             logarithms of the probabilities of the text's tokens, the first
-            given <|document|>; num_tokens, int32, how many.
+            given the token that begins a document, <|document|> in our own
+            chat template; num_tokens, int32, how many.
         generate_ids: token_ids (batch, length) and length, int32, and the
             sampling inputs -> token_ids (batch, new), length, their
             log_probabilities (batch, new), float32, finish_reason; of a row
             that stopped, the stop id's probability is the last. A row that
             holds <|assistant|> ends with <|end_of_turn|>, another one with
-            <|end_of_document|>.
+            <|end_of_document|>, or with what stands for these in the chat
+            template: see `ChatTemplate.stop_ids`.
         score_ids: token_ids, length -> log_probabilities (batch, length),
             float32, of each token given those before it, 0 for the first;
             is_greedy (batch, length), bool, whether it was the likeliest;
@@ -91,7 +92,8 @@ class ServingModule(tf.Module):
         detokenize: token_ids, length -> text, text_bytes.
         describe: key -> value, int32. Keys are context_length,
             max_new_tokens, vocabulary_size, and the text of a control token,
-            whose id is told.
+            whose id is told; document_id, document_end_id, end_id and
+            chat_id, as `ChatTemplate` has them, -1 = none.
 
     Sampling inputs: max_new_tokens, top_k, seed (int32), temperature, top_p
     (float32); see `SamplerSettings`. A row ends with its stop token, after its
@@ -145,6 +147,7 @@ class ServingModule(tf.Module):
         self._decode = functools.partial(
             decode,
             model,
+            control_ids=tuple(self.template.control_ids.values()),
             slot_writer=functools.partial(slot_writer, scatter=_write_in_place),
         )
         self._logits = functools.partial(model.__call__, training=False)
@@ -190,7 +193,7 @@ class ServingModule(tf.Module):
     def score(self, text):
         text = _require_text(text, "text")
         rows = self._with_start(self.tokenizer.encode_strings(text))
-        # The first token, <|document|>, is given and not scored.
+        # The first token begins a document: it is given and not scored.
         rows = self._require_context(rows, "text", self.context_length + 1)
         scores = self._token_scores(rows)["log_probabilities"]
         return {
@@ -225,9 +228,8 @@ class ServingModule(tf.Module):
             "context_length": self.context_length,
             "max_new_tokens": self.max_new_tokens,
             "vocabulary_size": self.tokenizer.vocabulary_size,
-            **{
-                name: self.tokenizer.control_id(name) for name in CONTROL_TOKENS
-            },
+            **self.template.landmarks,
+            **self.template.control_ids,
         }
         is_key = tf.equal(key[:, None], tf.constant([*facts]))
         is_key = _require(
@@ -346,14 +348,7 @@ class ServingModule(tf.Module):
             },
         )
         lengths = tf.cast(prompts.row_lengths(), tf.int32)
-        is_chat = tf.reduce_any(
-            tf.equal(prompts, self.template.role_ids["assistant"]), axis=1
-        )
-        stop_ids = tf.where(
-            is_chat,
-            self.template.end_id,
-            self.tokenizer.control_id("<|end_of_document|>"),
-        )
+        stop_ids = self.template.stop_ids(prompts)
         token_ids, scores, num_tokens = self._continue(
             prompts.to_tensor(),
             lengths,
