@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 from keras import ops, tree
 
 # Logits that exist at a time: of the size of a processor's last cache, and of
@@ -104,10 +105,24 @@ def _chunks(hidden_states, kernel, targets, weights):
     length = math.ceil(num_tokens / num_chunks)
     padding = num_chunks * length - num_tokens
 
+    # Tokens that stand together are on one device of those that share a batch
+    # under JAX: of a chunk, all should have some.
+    is_spread = keras.backend.backend() == "jax"
+
     def cut(tensor):
         widths = [(0, padding)] + [(0, 0)] * (len(tensor.shape) - 1)
         tensor = ops.pad(tensor, widths)
+        if is_spread:
+            tensor = ops.reshape(
+                tensor, (length, num_chunks, *tensor.shape[1:])
+            )
+            return ops.swapaxes(tensor, 0, 1)
         return ops.reshape(tensor, (num_chunks, length, *tensor.shape[1:]))
+
+    def join(output):
+        if is_spread:
+            output = ops.swapaxes(output, 0, 1)
+        return ops.reshape(output, (-1, *output.shape[2:]))[:num_tokens]
 
     inputs = [cut(tensor) for tensor in (hidden_states, targets, weights)]
 
@@ -138,10 +153,7 @@ def _chunks(hidden_states, kernel, targets, weights):
             ops.zeros_like(kernel),
         ),
     )
-    losses, hits, hidden_gradient = (
-        ops.reshape(output, (-1, *output.shape[2:]))[:num_tokens]
-        for output in outputs
-    )
+    losses, hits, hidden_gradient = map(join, outputs)
     return losses, hits, hidden_gradient, kernel_gradient
 
 

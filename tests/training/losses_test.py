@@ -1,3 +1,9 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -140,3 +146,65 @@ def test_logits_never_exist_whole(monkeypatch):
     assert all(
         np.prod(shape) < 21 * 11 for shape in shapes if None not in shape
     )
+
+
+# Prints the loss, and FLOPs of a device, by number of devices.
+ON_DEVICES = """
+import json
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from kerasgpt.training import losses
+
+losses.CHUNK_BYTES, losses.LEAST_KERNELS = 2**17, 0.0
+rng = np.random.default_rng(0)
+states = rng.normal(size=(8, 32, 16)).astype("float32")
+kernel = rng.normal(size=(512, 16)).astype("float32")
+targets = rng.integers(512, size=(8, 32))
+found = {}
+for count in (1, 4):
+    mesh = Mesh(np.array(jax.devices()[:count]), ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    whole = NamedSharding(mesh, PartitionSpec())
+    arguments = (
+        jax.device_put(states, rows),
+        jax.device_put(kernel, whole),
+        jax.device_put(targets, rows),
+    )
+    compiled = jax.jit(
+        jax.value_and_grad(
+            lambda states, kernel, targets: losses.next_token_loss(
+                states, kernel, targets, np.ones((8, 32), "float32")
+            )[0],
+            argnums=(0, 1),
+        ),
+        out_shardings=(whole, (rows, whole)),
+    ).lower(*arguments).compile()
+    loss, gradients = compiled(*arguments)
+    sums = [float(abs(gradient).sum()) for gradient in gradients]
+    found[count] = [[float(loss), *sums], compiled.cost_analysis()["flops"]]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax") is None, reason="jax is not installed"
+)
+def test_devices_that_share_a_batch_share_each_chunk():
+    process = subprocess.run(
+        [sys.executable, "-c", ON_DEVICES],
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    found = json.loads(process.stdout.splitlines()[-1])
+    (alone, flops), (together, part) = found["1"], found["4"]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+    assert part < 0.3 * flops

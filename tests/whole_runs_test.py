@@ -1,8 +1,10 @@
-"""Checks whole runs of a script on several replicas and several workers."""
+"""Checks whole runs of a script: stopped, and on several devices."""
 
+import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -12,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = (
     "model.depth=1",
     "model.model_dim=32",
@@ -125,6 +127,32 @@ def _check_same(folder, alone):
     np.testing.assert_allclose(
         list(losses.values()), list(alone.values()), atol=1e-5, rtol=0
     )
+
+
+def _bits(folder):
+    """Returns hashes of all that a run leaves but for the times."""
+    told = (folder / "metrics.jsonl").read_text()
+    told = re.sub(r'"tokens_per_second": [^,}]+', "", told)
+    files = [*folder.glob("**/*.safetensors"), folder / "result.json"]
+    return told, {
+        file.relative_to(folder): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+    }
+
+
+@pytest.mark.parametrize("jit_compile", ["true", "false"])
+def test_a_run_that_another_process_ends_has_the_same_bits(
+    jit_compile, tmp_path
+):
+    settings = f"train.jit_compile={jit_compile}", "model.dropout_rate=0.2"
+    _finish(_start(tmp_path / "undisturbed", *settings))
+    for stop in (10, 25):
+        process = _start(tmp_path / "stopped", *settings)
+        _wait_for(process, tmp_path / "stopped", stop)
+        process.send_signal(signal.SIGINT)
+        assert _end(process)[0] == 128 + signal.SIGINT
+    assert "goes on at step" in _finish(_start(tmp_path / "stopped", *settings))
+    assert _bits(tmp_path / "stopped") == _bits(tmp_path / "undisturbed")
 
 
 def test_two_workers_run_the_script_as_one_process_does(tmp_path, alone):
