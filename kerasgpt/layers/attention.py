@@ -42,8 +42,10 @@ class MultiHeadAttention(keras.layers.Layer):
             `None` = `num_heads`.
         head_dim: int. Width of a head.
         rotary_base: float. Base of the rotary positions. `None` = none.
+        rotary_scaling: dict, further arguments of `RotaryEmbedding`.
         qk_norm: bool. RMS-normalise queries and keys, a head at a time.
         use_bias: bool. Biases in the four projections.
+        qkv_bias: bool. Biases of queries, keys and values at least.
         norm_epsilon: float. Of the QK-norm.
         kernel_initializer: of the query, key and value projections.
         output_initializer: of the output projection.
@@ -89,8 +91,10 @@ class MultiHeadAttention(keras.layers.Layer):
         head_dim,
         num_kv_heads=None,
         rotary_base=None,
+        rotary_scaling=None,
         qk_norm=False,
         use_bias=False,
+        qkv_bias=False,
         norm_epsilon=1e-6,
         kernel_initializer="glorot_uniform",
         output_initializer="glorot_uniform",
@@ -101,8 +105,10 @@ class MultiHeadAttention(keras.layers.Layer):
         self.num_kv_heads = num_kv_heads or num_heads
         self.head_dim = head_dim
         self.rotary_base = rotary_base
+        self.rotary_scaling = rotary_scaling or {}
         self.qk_norm = qk_norm
         self.use_bias = use_bias
+        self.qkv_bias = qkv_bias
         self.norm_epsilon = norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.output_initializer = keras.initializers.get(output_initializer)
@@ -135,7 +141,10 @@ class MultiHeadAttention(keras.layers.Layer):
         )
         if self.rotary_base is not None:
             self.rotary = RotaryEmbedding(
-                self.rotary_base, dtype=self.dtype_policy, name="rotary"
+                self.rotary_base,
+                **self.rotary_scaling,
+                dtype=self.dtype_policy,
+                name="rotary",
             )
         if self.qk_norm:
             self.query_norm = self._norm("query_norm")
@@ -147,7 +156,7 @@ class MultiHeadAttention(keras.layers.Layer):
         # key and value would start equal.
         return Projection(
             num_heads * self.head_dim,
-            use_bias=self.use_bias,
+            use_bias=self.use_bias or self.qkv_bias,
             kernel_initializer=self.kernel_initializer.clone(),
             dtype=self.dtype_policy,
             name=name,
@@ -261,8 +270,10 @@ class MultiHeadAttention(keras.layers.Layer):
             "num_kv_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
             "rotary_base": self.rotary_base,
+            "rotary_scaling": self.rotary_scaling,
             "qk_norm": self.qk_norm,
             "use_bias": self.use_bias,
+            "qkv_bias": self.qkv_bias,
             "norm_epsilon": self.norm_epsilon,
             "kernel_initializer": keras.initializers.serialize(
                 self.kernel_initializer

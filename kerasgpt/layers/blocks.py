@@ -27,11 +27,14 @@ def build_norm(kind, *, epsilon, name, dtype=None):
 class DecoderBlock(keras.layers.Layer):
     """Pre-norm block: `x + attention(norm(x))`, then `x + network(norm(x))`.
 
+    Post-norm, `norm(x + attention(x))`, then `norm(x + network(x))`.
+
     Args:
-        num_heads, num_kv_heads, head_dim, rotary_base, qk_norm: see
-            `MultiHeadAttention`.
+        num_heads, num_kv_heads, head_dim, rotary_base, rotary_scaling,
+            qk_norm, qkv_bias: see `MultiHeadAttention`.
         inner_dim, activation: see `FeedForward`.
         norm: "layer" (GPT-2) or "rms" (Llama, Qwen).
+        norm_order: "pre", or "post" (GPT-1).
         norm_epsilon: float. Of all norms of the block.
         use_bias: bool. Biases in all projections.
         dropout_rate: float. Of both residual branches; 0 builds no dropout.
@@ -55,8 +58,11 @@ class DecoderBlock(keras.layers.Layer):
         >>> tuple(output.shape)
         (1, 3, 8)
 
+    Raises:
+        ValueError: for an unknown norm or order of it.
+
     Reference: Xiong et al. 2020, on layer normalisation (arXiv 2002.04745),
-    figure 1 (b).
+    figure 1, (b) and (a).
     """
 
     def __init__(
@@ -67,28 +73,38 @@ class DecoderBlock(keras.layers.Layer):
         inner_dim,
         num_kv_heads=None,
         rotary_base=None,
+        rotary_scaling=None,
         qk_norm=False,
         activation="gelu",
         norm="rms",
+        norm_order="pre",
         norm_epsilon=1e-6,
         use_bias=False,
+        qkv_bias=False,
         dropout_rate=0.0,
         kernel_initializer="glorot_uniform",
         output_initializer="glorot_uniform",
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if norm_order not in ("pre", "post"):
+            raise ValueError(
+                f'norm_order must be "pre" or "post"; received {norm_order!r}.'
+            )
         self.settings = {
             "num_heads": num_heads,
             "num_kv_heads": num_kv_heads,
             "head_dim": head_dim,
             "inner_dim": inner_dim,
             "rotary_base": rotary_base,
+            "rotary_scaling": rotary_scaling,
             "qk_norm": qk_norm,
             "activation": activation,
             "norm": norm,
+            "norm_order": norm_order,
             "norm_epsilon": norm_epsilon,
             "use_bias": use_bias,
+            "qkv_bias": qkv_bias,
             "dropout_rate": dropout_rate,
         }
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
@@ -110,7 +126,9 @@ class DecoderBlock(keras.layers.Layer):
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             rotary_base=rotary_base,
+            rotary_scaling=rotary_scaling,
             qk_norm=qk_norm,
+            qkv_bias=qkv_bias,
             norm_epsilon=norm_epsilon,
             name="attention",
             **shared,
@@ -151,7 +169,7 @@ class DecoderBlock(keras.layers.Layer):
         training=None,
     ):
         attended, keys, values = self.attention(
-            self.attention_norm(hidden_states),
+            self._norm(self.attention_norm, "pre", hidden_states),
             attention_mask=attention_mask,
             positions=positions,
             keys=keys,
@@ -162,9 +180,19 @@ class DecoderBlock(keras.layers.Layer):
         hidden_states = hidden_states + self.dropout(
             attended, training=training
         )
-        widened = self.feed_forward(self.feed_forward_norm(hidden_states))
+        hidden_states = self._norm(self.attention_norm, "post", hidden_states)
+        widened = self.feed_forward(
+            self._norm(self.feed_forward_norm, "pre", hidden_states)
+        )
         hidden_states = hidden_states + self.dropout(widened, training=training)
+        hidden_states = self._norm(
+            self.feed_forward_norm, "post", hidden_states
+        )
         return hidden_states, keys, values
+
+    def _norm(self, norm, order, hidden_states):
+        is_here = order == self.settings["norm_order"]
+        return norm(hidden_states) if is_here else hidden_states
 
     def get_config(self):
         return {

@@ -23,8 +23,33 @@ ACTIVATION_NAMES = tuple(ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
+class RotaryScaling(Config):
+    """How rotary positions reach beyond the context that was trained.
+
+    See `RotaryEmbedding`, whose arguments these are.
+    """
+
+    factor: float = setting(
+        1.0, "how much slower pairs turn; 1 = as fast as ever", minimum=1.0
+    )
+    original_length: int = setting(
+        0, "context that was trained; 0 = slow all pairs", minimum=0
+    )
+    low_turns: float = setting(1.0, "below, a pair slows by the factor")
+    high_turns: float = setting(4.0, "above, a pair keeps its pace")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.low_turns < self.high_turns:
+            raise InputError(
+                f"low_turns must be above 0 and below high_turns; received "
+                f"{self.low_turns} and {self.high_turns}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class GPTConfig(Config):
-    """Shape of a decoder-only Transformer, from GPT-2's to Llama's and Qwen's.
+    """Shape of a decoder-only Transformer, from GPT-1's to Llama's and Qwen's.
 
     Raises:
         ValueError: for widths that do not fit together.
@@ -48,6 +73,11 @@ class GPTConfig(Config):
         choices=ACTIVATION_NAMES,
     )
     norm: str = setting("rms", "normalisation", choices=("rms", "layer"))
+    norm_order: str = setting(
+        "pre",
+        "normalise what enters a branch, or (post) its sum with the input",
+        choices=("pre", "post"),
+    )
     norm_epsilon: float = setting(1e-6, "added to the variance")
     position: str = setting(
         "rotary",
@@ -55,8 +85,12 @@ class GPTConfig(Config):
         choices=("rotary", "learned"),
     )
     rotary_base: float = setting(10000.0, "wavelength base of rotary positions")
+    rotary_scaling: RotaryScaling = setting(
+        RotaryScaling(), "of contexts longer than was trained"
+    )
     qk_norm: bool = setting(True, "RMS-normalise queries and keys")
     use_bias: bool = setting(False, "biases in all projections")
+    qkv_bias: bool = setting(False, "biases of queries, keys and values alone")
     tie_embeddings: bool = setting(True, "one table reads and writes tokens")
     dropout_rate: float = setting(0.0, "of embeddings and residual branches")
 
@@ -129,12 +163,14 @@ class GPTConfig(Config):
         if self.qk_norm:
             block += 2 * self.head_dim
         if self.use_bias:
-            block += query + 2 * key + width + inner * (2 if gated else 1)
-            block += width
+            block += 2 * width + inner * (2 if gated else 1)
+        if self.use_bias or self.qkv_bias:
+            block += query + 2 * key
         tables = self.vocabulary_size * (1 if self.tie_embeddings else 2)
         if self.position == "learned":
             tables += self.context_length
-        return self.num_layers * block + norm + tables * width
+        final_norm = norm if self.norm_order == "pre" else 0
+        return self.num_layers * block + final_norm + tables * width
 
     @property
     def training_flops_per_token(self):
@@ -220,6 +256,9 @@ class GPTBackbone(keras.Model):
         config: GPTConfig, or the dict of one.
         rematerialize: bool. In training, compute what is inside the blocks
             twice instead of keeping it: less memory, more time.
+        fill: function of a layer, gives each its weights once it is built and
+            before the next is: at no time is more held than they take. `None`
+            = random ones.
 
     Call arguments:
         inputs: dict of
@@ -253,7 +292,7 @@ class GPTBackbone(keras.Model):
     et al. 2016 (arXiv 1604.06174), section 4, for rematerialisation.
     """
 
-    def __init__(self, config, *, rematerialize=False, **kwargs):
+    def __init__(self, config, *, rematerialize=False, fill=None, **kwargs):
         super().__init__(**kwargs)
         if isinstance(config, dict):
             config = GPTConfig.from_dict(config)
@@ -264,6 +303,7 @@ class GPTBackbone(keras.Model):
             )
         self.config = config
         self.rematerialize = rematerialize
+        self.fill = fill
         # Small tables keep the first logits near zero, so that the first loss
         # is near ln V; kernels keep the variance of what they read.
         table = keras.initializers.RandomNormal(stddev=0.02)
@@ -271,6 +311,8 @@ class GPTBackbone(keras.Model):
         output = keras.initializers.VarianceScaling(
             1.0 / (2 * config.num_layers), "fan_in", "normal"
         )
+        if fill:
+            table = kernel = output = keras.initializers.Zeros()
         self.token_embedding = keras.layers.ReversibleEmbedding(
             config.vocabulary_size,
             config.model_dim,
@@ -304,11 +346,14 @@ class GPTBackbone(keras.Model):
                 rotary_base=(
                     config.rotary_base if config.position == "rotary" else None
                 ),
+                rotary_scaling=config.rotary_scaling.to_dict(),
                 qk_norm=config.qk_norm,
                 activation=config.activation,
                 norm=config.norm,
+                norm_order=config.norm_order,
                 norm_epsilon=config.norm_epsilon,
                 use_bias=config.use_bias,
+                qkv_bias=config.qkv_bias,
                 dropout_rate=config.dropout_rate,
                 kernel_initializer=kernel,
                 output_initializer=output,
@@ -317,21 +362,24 @@ class GPTBackbone(keras.Model):
             )
             for index in range(config.num_layers)
         ]
-        self.final_norm = build_norm(
-            config.norm,
-            epsilon=config.norm_epsilon,
-            name="final_norm",
-            dtype=self.dtype_policy,
+        self.final_norm = (
+            build_norm(
+                config.norm,
+                epsilon=config.norm_epsilon,
+                name="final_norm",
+                dtype=self.dtype_policy,
+            )
+            if config.norm_order == "pre"
+            else keras.layers.Identity(
+                name="final_norm", dtype=self.dtype_policy
+            )
         )
 
     def build(self, input_shape=None):
-        hidden_shape = (None, None, self.config.model_dim)
-        self.token_embedding.build()
-        if self.config.position == "learned":
-            self.position_embedding.build()
-        for block in self.blocks:
-            block.build(hidden_shape)
-        self.final_norm.build(hidden_shape)
+        for layer in self.layers:
+            layer.build((None, None, self.config.model_dim))
+            if self.fill:
+                self.fill(layer)
         self.built = True
 
     def call(
@@ -422,7 +470,7 @@ class GPTCausalLM(keras.Model):
     """Token ids -> logits of the token after each of them.
 
     Args:
-        config, rematerialize: see `GPTBackbone`.
+        config, rematerialize, fill: see `GPTBackbone`.
 
     Call arguments:
         inputs, cache: see `GPTBackbone`.
@@ -439,11 +487,12 @@ class GPTCausalLM(keras.Model):
         ...     from_logits=True, reduction="mean_with_sample_weight"))
     """
 
-    def __init__(self, config, *, rematerialize=False, **kwargs):
+    def __init__(self, config, *, rematerialize=False, fill=None, **kwargs):
         super().__init__(**kwargs)
         self.backbone = GPTBackbone(
             config,
             rematerialize=rematerialize,
+            fill=fill,
             name="backbone",
             dtype=self.dtype_policy,
         )
