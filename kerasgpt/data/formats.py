@@ -14,17 +14,26 @@ ROLE_NAMES = {
     "function": "tool",
     "observation": "tool",
 }
+# Columns that hold a document, and those of a question and its answer.
+TEXT_COLUMNS = (
+    *("text", "content", "raw_content", "document", "article", "body"),
+    *("正文", "内容", "文本", "文章"),
+)
+QUESTION_COLUMNS = ("prompt", "question", "query", "问题", "提问")
+ANSWER_COLUMNS = ("completion", "response", "answer", "回答", "答案")
 
 
 class RowError(ValueError):
     """A row that cannot be used; the text says which rule it breaks."""
 
 
-def recognise(row):
-    """Returns the format of a row: "messages", "sharegpt", "alpaca", "text".
+def recognise(row, *, text_column=""):
+    """Returns the format of a row: what `read_messages` lists, or "text".
 
     Args:
         row: dict, one line of a file.
+        text_column: str, the column that holds documents; "" = whatever is
+            recognised.
 
     Raises:
         RowError: if the keys fit no format.
@@ -32,7 +41,14 @@ def recognise(row):
     Example:
         >>> recognise({"instruction": "Say hi.", "output": "Hi."})
         'alpaca'
+        >>> recognise({"标题": "早", "正文": "早上好。"})
+        'text'
     """
+    keys = ", ".join(map(str, row)) if isinstance(row, dict) else "no object"
+    if text_column:
+        if isinstance(row, dict) and text_column in row:
+            return "text"
+        raise RowError(f"no column {text_column!r} (columns: {keys})")
     if isinstance(row, dict):
         if "messages" in row:
             return "messages"
@@ -40,13 +56,44 @@ def recognise(row):
             return "sharegpt"
         if "instruction" in row and "output" in row:
             return "alpaca"
-        if "text" in row:
+        if _first(QUESTION_COLUMNS, row) and _first(ANSWER_COLUMNS, row):
+            return "pair"
+        if find_text_column(row):
             return "text"
-    keys = ", ".join(sorted(row)) if isinstance(row, dict) else "no object"
     raise RowError(
         f"format not recognised (keys: {keys}); a row needs messages, "
-        f"conversations, instruction and output, or text"
+        f"conversations, instruction and output, prompt and completion, or text"
     )
+
+
+def read_text_column(row, *, text_column=""):
+    """Returns the document in a row.
+
+    Args:
+        row: dict of format "text".
+        text_column: str, as in `recognise`.
+
+    Raises:
+        RowError: if it is no text.
+
+    Example:
+        >>> read_text_column({"id": 7, "content": "Once."})
+        'Once.'
+    """
+    text = row[text_column or find_text_column(row)]
+    if not isinstance(text, str) or not is_unicode(text):
+        raise RowError("text is no valid Unicode text")
+    return text
+
+
+def find_text_column(row):
+    """Returns the first of TEXT_COLUMNS that a row has, or None.
+
+    Example:
+        >>> find_text_column(["id", "body"])
+        'body'
+    """
+    return _first(TEXT_COLUMNS, row)
 
 
 def read_messages(row):
@@ -55,7 +102,8 @@ def read_messages(row):
     - messages: `{"messages": [{"role", "content"}, …]}`;
     - ShareGPT: `{"conversations": [{"from", "value"}, …], "system", "tools"}`,
       of a preference row (`chosen`, `rejected`) the chosen answer;
-    - Alpaca: `{"instruction", "input", "output", "system", "history"}`.
+    - Alpaca: `{"instruction", "input", "output", "system", "history"}`;
+    - a question and its answer: `{"prompt", "completion"}` and the like.
 
     Raises:
         RowError: for an unknown format or role, content that is no text, or a
@@ -74,6 +122,7 @@ def read_messages(row):
         "messages": _messages_turns,
         "sharegpt": _sharegpt_turns,
         "alpaca": _alpaca_turns,
+        "pair": _pair_turns,
     }[kind](row)
     messages = []
     for role, content in turns:
@@ -128,6 +177,17 @@ def _alpaca_turns(row):
         raise RowError("instruction and input must be texts")
     question = "\n".join(part for part in parts if part)
     return [*turns, ("user", question), ("assistant", row["output"])]
+
+
+def _pair_turns(row):
+    return [
+        ("user", row[_first(QUESTION_COLUMNS, row)]),
+        ("assistant", row[_first(ANSWER_COLUMNS, row)]),
+    ]
+
+
+def _first(columns, row):
+    return next((column for column in columns if column in row), None)
 
 
 def _turns(turns, role_key, content_key):

@@ -151,8 +151,10 @@ def load_corpus(config, *, with_chats=True):
 def fit_chats(corpus, tokenizer, context_length, *, max_skipped_fraction):
     """Returns the Corpus with conversations that fit the context.
 
-    A longer one loses whole turns from its end, as many as it takes; one
-    whose first answer does not fit is skipped. No turn is ever cut.
+    A longer one loses whole turns from its end, as many as it takes, so that
+    every answer that stays is whole, ends with its end token, and follows all
+    that was said before it. One whose first answer does not fit is skipped,
+    and so is one that the chat template refuses. No turn is ever cut.
 
     Args:
         corpus: Corpus.
@@ -163,20 +165,20 @@ def fit_chats(corpus, tokenizer, context_length, *, max_skipped_fraction):
     Raises:
         InputError: if too many had to be skipped, or none is left.
     """
-    contents = iter(
-        tokenizer.encode_batch(
-            [text for chat in corpus.chats for text in _contents(chat)]
-        )
-    )
+    template = ChatTemplate(tokenizer)
     chats, splits, skipped = [], [], []
-    for number, (chat, is_validation) in enumerate(
-        zip(corpus.chats, corpus.is_validation, strict=True), start=1
+    encoded = _encode_chats(corpus.chats, template)
+    for number, (chat, contents, is_validation) in enumerate(
+        zip(corpus.chats, encoded, corpus.is_validation, strict=True), start=1
     ):
-        # A document id at the start, a role and an end around each content;
-        # the last id is predicted only.
-        lengths = [len(next(contents)) + 2 for _ in chat]
-        ends = 1 + np.cumsum(lengths) <= context_length + 1
-        kept = chat[: int(ends.sum())]
+        if isinstance(contents, InputError):
+            skipped.append(Skipped(f"conversation {number}", str(contents)))
+            continue
+        ends = template.turn_ends(
+            [message["role"] for message in chat], map(len, contents)
+        )
+        # The last id is predicted only.
+        kept = chat[: int((ends <= context_length + 1).sum())]
         if any(m["role"] == "assistant" and m["content"] for m in kept):
             chats.append(kept)
             splits.append(is_validation)
@@ -184,7 +186,7 @@ def fit_chats(corpus, tokenizer, context_length, *, max_skipped_fraction):
             skipped.append(
                 Skipped(
                     f"conversation {number}",
-                    f"{1 + sum(lengths)} tokens, of which the first answer "
+                    f"{ends[-1]} tokens, of which the first answer "
                     f"does not fit the context of {context_length}; raise "
                     f"model.context_length",
                 )
@@ -242,7 +244,8 @@ def held_out(texts, fraction):
 def prepare_documents(documents, tokenizer, folder, *, validation_fraction):
     """Writes shards of documents for pretraining; every token is trained.
 
-    A document is `<|document|>`, its ids, `<|end_of_document|>`.
+    A document is `<|document|>`, its ids, `<|end_of_document|>`, or what
+    stands for these in the tokenizer's chat template.
 
     Args:
         documents: list of str.
@@ -274,20 +277,29 @@ def prepare_chats(
 
     Returns:
         dict of "train" and "validation" Shard, and the manifest.
+
+    Raises:
+        InputError: if a conversation trains nothing, or the chat template
+            refuses it.
     """
     template = ChatTemplate(tokenizer)
-    contents = iter(
-        tokenizer.encode_batch(
-            [text for chat in corpus.chats for text in _contents(chat)]
-        )
-    )
-    rows = [
-        template.join(
+    rows = []
+    encoded = _encode_chats(corpus.chats, template)
+    for number, (chat, contents) in enumerate(
+        zip(corpus.chats, encoded, strict=True), start=1
+    ):
+        if isinstance(contents, InputError):
+            raise InputError(f"conversation {number}: {contents}")
+        row = template.join(
             [message["role"] for message in chat],
-            [next(contents).tolist() for _ in chat],
+            [content.tolist() for content in contents],
         )
-        for chat in corpus.chats
-    ]
+        if not any(row[1]):
+            raise InputError(
+                f"conversation {number}: trains no token, as it holds no turn "
+                f"of the assistant's."
+            )
+        rows.append(row)
     splits = list(corpus.is_validation)
     num_tokens = sum(len(token_ids) for token_ids, _ in rows)
     wanted = num_tokens * replay_fraction / (1 - replay_fraction)
@@ -313,6 +325,7 @@ def prepare_chats(
         splits,
         tokenizer,
         folder,
+        chat_template=template.format.fingerprint(),
         skipped=[dataclasses.asdict(row) for row in corpus.skipped],
     )
 
@@ -321,10 +334,32 @@ def _contents(chat):
     return [message["content"] for message in chat]
 
 
+def _encode_chats(chats, template):
+    """Returns a list of int32 arrays for each chat: the ids of its contents.
+
+    In the place of a chat that the template refuses stands its InputError.
+    """
+    texts = []
+    for chat in chats:
+        try:
+            texts.append([template.content(message) for message in chat])
+        except InputError as error:
+            texts.append(error)
+    contents = iter(
+        template.tokenizer.encode_batch(
+            [text for one in texts if isinstance(one, list) for text in one]
+        )
+    )
+    return [
+        [next(contents) for _ in one] if isinstance(one, list) else one
+        for one in texts
+    ]
+
+
 def _document_rows(documents, tokenizer):
     """Returns (token_ids, loss_mask) of each document."""
-    start = tokenizer.control_id("<|document|>")
-    end = tokenizer.control_id("<|end_of_document|>")
+    template = ChatTemplate(tokenizer)
+    start, end = template.document_id, template.document_end_id
     return [
         (
             np.concatenate([[start], ids, [end]]).astype(np.int32),

@@ -1,34 +1,169 @@
-"""Owns files -> documents and conversations. Not: what rows mean (formats)."""
+"""Owns files -> documents and conversations.
+
+Not: reading a file (rows.py), or what a row means (formats.py).
+"""
 
 import dataclasses
-import json
+import glob
+import os
 import pathlib
 
-from kerasgpt.config import InputError
-from kerasgpt.data.formats import RowError, is_unicode, read_messages, recognise
-
-TEXT_SUFFIXES = (".txt", ".md")
-ROW_SUFFIXES = (".json", ".jsonl")
-TFDS_PREFIX = "tfds:"
-# A text file is cut into documents of about this size, so that some of one
-# file can be held out; few enough cuts to cost no context worth speaking of.
-DOCUMENT_CHARACTERS = 10_000
+from kerasgpt.config import Config, InputError, setting
+from kerasgpt.data.formats import (
+    RowError,
+    find_text_column,
+    read_messages,
+    read_text_column,
+    recognise,
+)
+from kerasgpt.data.rows import (
+    ROW_SUFFIXES,
+    SUFFIXES,
+    TABLE_SUFFIXES,
+    TEXT_SUFFIXES,
+    TFDS_PREFIX,
+    Skipped,
+    cut,
+    file_kind,
+    read_rows,
+    tfds_rows,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A row that was left out: where it stands, and the rule it breaks."""
+class SourceConfig(Config):
+    """How inputs are read."""
 
+    text_column: str = setting(
+        "",
+        "column or key that holds documents; empty = recognised: text, "
+        "content, body, 正文, … or a conversation",
+    )
+    tfds_data_dir: str = setting(
+        "", "folder of prepared TFDS datasets; empty = TFDS's own"
+    )
+    tfds_manual_dir: str = setting(
+        "", "folder with files that TFDS is not to download, such as input.txt"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One file, or TFDS dataset, to read.
+
+    Attributes:
+        source: str, the input it belongs to, as it was given.
+        path: str, the file, or "tfds:NAME".
+    """
+
+    source: str
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text and where it comes from.
+
+    Attributes:
+        text: str; of a conversation the contents, joined by line breaks.
+        source: str, the input as it was given.
+        location: str, the file, and its line, item or row.
+        messages: list of {"role", "content"}, or None.
+    """
+
+    text: str
+    source: str
     location: str
-    reason: str
+    messages: list | None = None
+
+
+def stream_documents(paths, config=None):
+    """Yields the Documents of inputs, and Skipped for what is left out.
+
+    One row is in memory at a time; `rows.read_rows` tells what becomes of
+    damaged files. The order is that of the inputs, then of file names.
+
+    Args:
+        paths: list of str: files, folders, globs, "tfds:NAME".
+        config: SourceConfig.
+
+    Yields:
+        Document, or Skipped.
+
+    Raises:
+        InputError: as `find_inputs`, and if a TFDS dataset cannot be loaded.
+    """
+    inputs, skipped = find_inputs(paths)
+    yield from skipped
+    for one in inputs:
+        yield from stream_input(one, config)
+
+
+def stream_input(one, config=None):
+    """Yields the Documents of one Input, and Skipped, as `stream_documents`.
+
+    Args:
+        one: Input.
+        config: SourceConfig.
+    """
+    config = config or SourceConfig()
+    for item in _read(one, config):
+        if isinstance(item, Skipped):
+            yield item
+            continue
+        location, row = item
+        try:
+            text, messages = _understand(row, config.text_column)
+        except RowError as error:
+            yield Skipped(location, str(error))
+            continue
+        yield Document(text, one.source, location, messages)
+
+
+def find_inputs(paths, *, suffixes=SUFFIXES):
+    """Returns the files that inputs stand for, each once.
+
+    A folder stands for the files below it of a known kind, hidden ones left
+    out; links are followed, to each folder and file once, whatever it is
+    called, so that a loop of links ends.
+
+    Args:
+        paths: list of str: files, folders, globs, "tfds:NAME".
+        suffixes: kinds of files to look for in folders.
+
+    Returns:
+        list of Input, and list of Skipped: links that lead nowhere or back,
+        folders that cannot be read.
+
+    Raises:
+        InputError: for a missing file or folder, a named file of unknown
+            kind, a folder or glob without a file.
+    """
+    inputs, skipped, seen = [], [], set()
+    for source in map(str, paths):
+        if source.startswith(TFDS_PREFIX):
+            inputs.append(Input(source, source))
+            continue
+        matches = [source]
+        if not os.path.lexists(source) and glob.has_magic(source):
+            matches = sorted(glob.glob(source, recursive=True))
+            if not matches:
+                raise InputError(f"{source}: matches no file.")
+        for match in matches:
+            for item in _walk(pathlib.Path(match), suffixes, seen):
+                if isinstance(item, Skipped):
+                    skipped.append(item)
+                else:
+                    inputs.append(Input(source, str(item)))
+    return inputs, skipped
 
 
 def read_chats(path, *, max_skipped_fraction=0.05):
     """Returns (conversations, skipped rows) of a chat file or folder.
 
     Args:
-        path: str. `.jsonl` or `.json` in a format that `formats` recognises,
-            a folder of such files, or "tfds:NAME".
+        path: str. A file in a format that `formats` recognises, a folder of
+            such files, or "tfds:NAME".
         max_skipped_fraction: float. More unusable rows than this are an error.
 
     Returns:
@@ -38,8 +173,15 @@ def read_chats(path, *, max_skipped_fraction=0.05):
         InputError: for a file that is missing, empty, binary, malformed or of
             another kind, or with too many unusable rows.
     """
+    if file_kind(path) in TEXT_SUFFIXES and pathlib.Path(path).is_file():
+        raise InputError(
+            f"{path}: is plain text, and conversations are needed; train on "
+            f"text with run_pretrain.py data.documents_path={path}."
+        )
     chats, skipped = [], []
-    for location, row in _rows(path, accept_text=False):
+    for location, row in _read_all(
+        path, skipped, ROW_SUFFIXES + TABLE_SUFFIXES
+    ):
         try:
             chats.append(read_messages(row))
         except RowError as error:
@@ -56,9 +198,8 @@ def read_documents(path, *, max_skipped_fraction=0.05):
     """Returns (documents, skipped rows) of a text source.
 
     Args:
-        path: str. `.txt` or `.md`, `.jsonl` or `.json` with a "text" field, a
-            folder of such files, or "tfds:NAME". Rows that are conversations
-            give their contents, joined by line breaks.
+        path: str. A file, a folder, or "tfds:NAME". Rows that are
+            conversations give their contents, joined by line breaks.
         max_skipped_fraction: float. More unusable rows than this are an error.
 
     Returns:
@@ -68,19 +209,13 @@ def read_documents(path, *, max_skipped_fraction=0.05):
         InputError: as `read_chats`.
     """
     documents, skipped = [], []
-    for location, row in _rows(path, accept_text=True):
+    for location, row in _read_all(path, skipped, SUFFIXES):
         try:
-            if recognise(row) == "text":
-                text = row["text"]
-                if not isinstance(text, str) or not is_unicode(text):
-                    raise RowError("text is no valid Unicode text")
-            else:
-                messages = read_messages(row)
-                text = "\n".join(m["content"] for m in messages)
+            text, _ = _understand(row)
         except RowError as error:
             skipped.append(Skipped(location, str(error)))
             continue
-        documents.extend(_cut(text))
+        documents.extend(piece for piece in cut([text]) if piece.strip())
     check_skipped(
         path, skipped, len(documents) + len(skipped), max_skipped_fraction
     )
@@ -107,18 +242,13 @@ def check_skipped(path, skipped, count, max_skipped_fraction):
 def list_files(path):
     """Returns the files that a path stands for: itself, or a folder's files.
 
-    Of a folder only those whose suffix is known; hidden ones are left out.
+    Of a folder only those whose kind is known; hidden ones are left out.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
         return [path]
-    return sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix in ROW_SUFFIXES + TEXT_SUFFIXES
-        and file.is_file()
-        and not file.name.startswith(".")
-    )
+    found = _walk(path, SUFFIXES, set(), may_be_empty=True)
+    return [item for item in found if not isinstance(item, Skipped)]
 
 
 def read_text(path):
@@ -151,95 +281,97 @@ def read_text(path):
         ) from error
 
 
-def _rows(path, *, accept_text):
-    """Yields (location, row) of a file, of all files of a folder, or TFDS."""
-    if str(path).startswith(TFDS_PREFIX):
-        yield from _tfds_rows(str(path).removeprefix(TFDS_PREFIX))
-        return
-    path = pathlib.Path(path)
-    suffixes = ROW_SUFFIXES + (TEXT_SUFFIXES if accept_text else ())
+def _read(one, config):
+    """Returns an iterator of the (location, row) and Skipped of an Input."""
+    if one.path.startswith(TFDS_PREFIX):
+        return tfds_rows(
+            one.path.removeprefix(TFDS_PREFIX),
+            data_dir=config.tfds_data_dir,
+            manual_dir=config.tfds_manual_dir,
+        )
+
+    def choose_columns(columns):
+        # Of a document no more than its text.
+        kind = recognise(dict.fromkeys(columns), text_column=config.text_column)
+        if kind == "text":
+            return [config.text_column or find_text_column(columns)]
+        return columns
+
+    return read_rows(pathlib.Path(one.path), choose_columns)
+
+
+def _read_all(path, skipped, suffixes):
+    """Yields (location, row) of a path; what is damaged is refused.
+
+    Training reads what the user calls ready: `kerasgpt data prepare` is there
+    for files that may be broken.
+    """
+    inputs, links = find_inputs([path], suffixes=suffixes)
+    skipped.extend(links)
+    for one in inputs:
+        for item in _read(one, SourceConfig()):
+            if isinstance(item, Skipped):
+                raise InputError(f"{item.location}: {item.reason}.")
+            yield item
+
+
+def _understand(row, text_column=""):
+    """Returns (text, messages or None) of a row."""
+    if recognise(row, text_column=text_column) == "text":
+        return read_text_column(row, text_column=text_column), None
+    messages = read_messages(row)
+    return "\n".join(message["content"] for message in messages), messages
+
+
+def _walk(path, suffixes, seen, *, may_be_empty=False):
+    """Yields the files of a path, and Skipped, and adds to `seen`."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file.")
     if path.is_dir():
-        files = [file for file in list_files(path) if file.suffix in suffixes]
-        if not files:
+        is_empty = True
+        for item in _walk_folder(path, suffixes, seen):
+            is_empty = is_empty and isinstance(item, Skipped)
+            yield item
+        if is_empty and not may_be_empty:
             raise InputError(
                 f"{path}: has no file that ends in {', '.join(suffixes)}."
             )
-        for file in files:
-            yield from _rows(file, accept_text=accept_text)
-        return
-    text = read_text(path)
-    if path.suffix in TEXT_SUFFIXES and not accept_text:
-        raise InputError(
-            f"{path}: is plain text, and conversations are needed; train on "
-            f"text with run_pretrain.py data.documents_path={path}."
-        )
-    if path.suffix in TEXT_SUFFIXES:
-        yield str(path), {"text": text}
-    elif path.suffix in ROW_SUFFIXES:
-        yield from _json_rows(path, text)
-    else:
+    elif file_kind(path) not in suffixes:
         raise InputError(
             f"{path}: unknown kind of file; use {', '.join(suffixes)}."
         )
+    elif _is_new(path, seen):
+        yield path
 
 
-def _json_rows(path, text):
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(_json_error(path, error)) from error
-        for index, row in enumerate(rows, start=1):
-            yield f"{path}, item {index}", row
+def _walk_folder(folder, suffixes, seen):
+    if not _is_new(folder, seen):
+        yield Skipped(str(folder), "a link to a folder that is read already")
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}, line {number}", json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(_json_error(path, error, number)) from error
-
-
-def _json_error(path, error, line=None):
-    if line is None:
-        line = getattr(error, "lineno", 1)
-    reason = getattr(error, "msg", "nested too deeply")
-    column = getattr(error, "colno", 1)
-    return f"{path}, line {line}: malformed JSON at column {column}: {reason}."
-
-
-def _tfds_rows(name):
-    import tensorflow_datasets
-
     try:
-        dataset = tensorflow_datasets.load(name, split="train")
-    except Exception as error:
-        # The builders raise all kinds; the first line says what is wrong.
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{TFDS_PREFIX}{name}: {reason}") from error
-    for index, example in enumerate(
-        tensorflow_datasets.as_numpy(dataset), start=1
-    ):
-        row = {
-            key: value.decode("utf-8", "replace")
-            for key, value in example.items()
-            if isinstance(value, bytes)
-        }
-        yield f"{TFDS_PREFIX}{name}, example {index}", row
+        # A file under its own name, where there are links to it.
+        paths = sorted(folder.iterdir())
+        paths.sort(key=pathlib.Path.is_symlink)
+    except OSError as error:
+        yield Skipped(str(folder), f"cannot be read: {error.strerror}")
+        return
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk_folder(path, suffixes, seen)
+        elif file_kind(path) not in suffixes:
+            continue
+        elif not path.exists():
+            yield Skipped(str(path), "a link that leads nowhere")
+        elif path.is_file() and _is_new(path, seen):
+            yield path
 
 
-def _cut(text):
-    """Returns `text` in pieces of about DOCUMENT_CHARACTERS, cut at lines."""
-    pieces, piece, size = [], [], 0
-    for line in text.splitlines(keepends=True):
-        for start in range(0, len(line), DOCUMENT_CHARACTERS):
-            part = line[start : start + DOCUMENT_CHARACTERS]
-            if piece and size + len(part) > DOCUMENT_CHARACTERS:
-                pieces.append("".join(piece))
-                piece, size = [], 0
-            piece.append(part)
-            size += len(part)
-    if piece:
-        pieces.append("".join(piece))
-    return [piece for piece in pieces if piece.strip()]
+def _is_new(path, seen):
+    """Returns whether a file or folder was not seen under another name."""
+    status = path.stat()
+    identity = (status.st_dev, status.st_ino)
+    is_new = identity not in seen
+    seen.add(identity)
+    return is_new

@@ -4,6 +4,7 @@ from kerasgpt.data.formats import (
     RowError,
     is_unicode,
     read_messages,
+    read_text_column,
     recognise,
 )
 
@@ -26,6 +27,11 @@ HELLO = [message("user", "Hi"), message("assistant", "Hello.")]
         ({"conversations": []}, "sharegpt"),
         ({"instruction": "a", "output": "b"}, "alpaca"),
         ({"text": "a"}, "text"),
+        ({"标题": "a", "正文": "b"}, "text"),
+        ({"content": "a", "url": "b"}, "text"),
+        ({"prompt": "a", "completion": "b"}, "pair"),
+        ({"问题": "a", "答案": "b"}, "pair"),
+        ({"question": "a", "answer": "b", "text": "c"}, "pair"),
         ({"text": "a", "messages": HELLO}, "messages"),
     ],
 )
@@ -45,6 +51,29 @@ def test_a_row_of_other_keys_says_which_keys_it_has(row):
 def test_a_row_that_is_no_object_is_not_recognised(row):
     with pytest.raises(RowError, match="no object"):
         recognise(row)
+
+
+def test_a_named_column_is_the_document_whatever_else_there_is():
+    row = {"abstract": "a", "text": "b", "messages": HELLO}
+    assert recognise(row, text_column="abstract") == "text"
+    assert read_text_column(row, text_column="abstract") == "a"
+
+
+def test_a_named_column_that_is_missing_is_told_with_those_there_are():
+    with pytest.raises(RowError) as caught:
+        recognise({"a": 1, "text": 2}, text_column="abstract")
+    assert str(caught.value) == "no column 'abstract' (columns: a, text)"
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a"], "\ud800"])
+def test_a_document_is_a_text(value):
+    with pytest.raises(RowError, match="no valid Unicode text"):
+        read_text_column({"body": value})
+
+
+def test_a_question_and_its_answer_are_a_conversation():
+    row = {"id": "7", "question": "Hi", "answer": "Hello."}
+    assert read_messages(row) == HELLO
 
 
 def test_messages_are_returned_as_they_are():

@@ -1,17 +1,23 @@
+import gzip
 import json
 import pathlib
 
 import pytest
 
 from kerasgpt.config import InputError
+from kerasgpt.data.rows import DOCUMENT_CHARACTERS
 from kerasgpt.data.sources import (
-    DOCUMENT_CHARACTERS,
+    Document,
     Skipped,
+    SourceConfig,
     check_skipped,
+    find_inputs,
     list_files,
     read_chats,
     read_documents,
     read_text,
+    stream_documents,
+    stream_input,
 )
 
 DEMO = pathlib.Path(__file__).parents[3] / "shared" / "data" / "demo"
@@ -307,6 +313,154 @@ def test_texts_come_from_tensorflow_datasets():
     assert len(documents) == 3
     assert all(isinstance(text, str) and text for text in documents)
     assert skipped == []
+
+
+# Streams, for inputs that may be damaged.
+
+
+def stream(*paths, **options):
+    """Returns (documents, skipped) of a stream."""
+    items = list(stream_documents(paths, SourceConfig(**options)))
+    return (
+        [item for item in items if isinstance(item, Document)],
+        [item for item in items if isinstance(item, Skipped)],
+    )
+
+
+def test_documents_say_where_they_come_from(write):
+    first = write("in/a.txt", "one\n")
+    second = write("in/b.jsonl", '{"text": "two"}\n' + row("c", "d"))
+    third = write("c.csv", "id,正文\n1,三\n")
+    folder = str(pathlib.Path(first).parent)
+    documents, skipped = stream(folder, third)
+    assert skipped == []
+    assert documents == [
+        Document("one\n", folder, f"{first}, line 1"),
+        Document("two", folder, f"{second}, line 1"),
+        Document("c\nd", folder, f"{second}, line 2", chat("c", "d")),
+        Document("三", third, f"{third}, row 1"),
+    ]
+
+
+def test_damage_is_skipped_and_the_rest_is_read(write):
+    good = write("in/a.jsonl", '{"text": "a"}\n{"text"\n{"id": 1}')
+    empty = write("in/b.txt", "")
+    other = write("in/c.csv", "x,y\n1,2\n3,4\n")
+    write("in/d.txt", "d")
+    documents, skipped = stream(str(pathlib.Path(good).parent))
+    assert [document.text for document in documents] == ["a", "d"]
+    assert [one.location for one in skipped] == [
+        f"{good}, line 2",
+        f"{good}, line 3",
+        empty,
+        other,
+    ]
+    assert "keys: x, y" in skipped[-1].reason
+
+
+def test_a_named_column_is_read_and_missed_by_name(write):
+    first = write("a.jsonl", '{"abstract": "a", "text": "no"}')
+    second = write("b.csv", "text\nno\n")
+    documents, skipped = stream(first, second, text_column="abstract")
+    assert [document.text for document in documents] == ["a"]
+    assert skipped == [Skipped(second, "no column 'abstract' (columns: text)")]
+
+
+def test_a_glob_stands_for_its_files_in_order(write, tmp_path):
+    for name in ("b.txt", "a.txt", "x/c.txt"):
+        write(name, name)
+    pattern = str(tmp_path / "**" / "*.txt")
+    documents, _ = stream(pattern)
+    assert [one.text for one in documents] == ["a.txt", "b.txt", "x/c.txt"]
+    assert {one.source for one in documents} == {pattern}
+
+
+def test_no_file_is_read_twice(write, tmp_path):
+    path = write("in/a.txt", "a")
+    folder = pathlib.Path(path).parent
+    (folder / "0.txt").symlink_to("a.txt")
+    (folder / "deep").mkdir()
+    documents, _ = stream(str(folder), path, str(tmp_path / "in" / "*.txt"))
+    assert [one.location for one in documents] == [f"{path}, line 1"]
+
+
+def test_links_end_wherever_they_lead(write, tmp_path):
+    folder = pathlib.Path(write("in/deep/a.txt", "a")).parent.parent
+    write("elsewhere/b.txt", "b")
+    (folder / "up").symlink_to(".")
+    (folder / "deep" / "top").symlink_to("../..")
+    (folder / "self.txt").symlink_to("self.txt")
+    (folder / "gone.txt").symlink_to("nowhere.txt")
+    (folder / "there").symlink_to("../elsewhere")
+    documents, skipped = stream(str(folder))
+    assert sorted(one.text for one in documents) == ["a", "b"]
+    nowhere = "a link that leads nowhere"
+    back = "a link to a folder that is read already"
+    told = {
+        str(pathlib.Path(one.location).relative_to(folder)): one.reason
+        for one in skipped
+    }
+    assert told["self.txt"] == told["gone.txt"] == nowhere
+    assert told["up"] == back
+
+
+def test_a_folder_that_may_not_be_read_is_told(write, monkeypatch):
+    folder = pathlib.Path(write("in/closed/a.txt", "a")).parent.parent
+    write("in/b.txt", "b")
+    listed = pathlib.Path.iterdir
+
+    def refuse(path):
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+    documents, skipped = stream(str(folder))
+    assert [one.text for one in documents] == ["b"]
+    assert skipped == [
+        Skipped(str(folder / "closed"), "cannot be read: Permission denied")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("none.txt", "none.txt: no such file."),
+        ("*.txt", "*.txt: matches no file."),
+        ("a.docx", "a.docx: unknown kind of file; use .txt, .md,"),
+        ("empty", "empty: has no file that ends in .txt, .md,"),
+    ],
+)
+def test_inputs_that_stand_for_nothing_are_refused(write, tmp_path, name, told):
+    write("a.docx", "a")
+    write("empty/.hidden.txt", "a")
+    write("empty/.git/b.txt", "a")
+    assert told in refusal(stream, str(tmp_path / name))
+
+
+def test_inputs_can_be_read_one_by_one(write, tmp_path):
+    write("in/a.txt", "a")
+    write("in/b.txt", "b")
+    inputs, _ = find_inputs([tmp_path / "in"])
+    one_by_one = [item for one in inputs for item in stream_input(one)]
+    assert one_by_one == stream(str(tmp_path / "in"))[0]
+
+
+def test_training_reads_tables_and_compressed_files_too(write):
+    content = gzip.compress(f"{row()}\n{row('a', 'b')}".encode())
+    assert read_chats(write("a.jsonl.gz", content))[0] == [
+        chat(),
+        chat("a", "b"),
+    ]
+    table = write("b.csv", "question,answer\nHi,Hello.\n")
+    assert read_chats(table)[0] == [chat()]
+
+
+def test_training_refuses_what_is_damaged(write):
+    path = write("a.csv", "text\na\nb,c\n")
+    assert refusal(read_documents, path) == (
+        f"{path}, line 3: expected 1 fields, saw 2."
+    )
 
 
 # The demo files of LLaMA-Factory, as they are.
