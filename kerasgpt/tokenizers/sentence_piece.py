@@ -94,6 +94,8 @@ class SentencePieceTokenizer(Tokenizer):
             return cls(path.read_bytes())
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error}.") from error
+        except (tf.errors.OpError, RuntimeError) as error:
+            raise InputError(f"{path}: is no SentencePiece model.") from error
 
     def fingerprint(self):
         return hashlib.sha256(self._model).hexdigest()[:12]
