@@ -26,6 +26,7 @@ from kerasgpt.checkpoints.run_state import (
 )
 from kerasgpt.config import InputError
 from kerasgpt.data.formats import is_unicode
+from kerasgpt.evaluation.classification import class_probabilities
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
@@ -45,6 +46,7 @@ def run_script(main, config, *, stages, document):
         main: function of the resolved config.
         config: Config with the defaults.
         stages: function of the config, returns dict of name to TrainConfig.
+            `None` = nothing is trained.
         document: str, the script's docstring.
     """
     arguments = sys.argv[1:]
@@ -61,7 +63,8 @@ def run_script(main, config, *, stages, document):
             for key, _, _, value, _ in resolved.describe():
                 print(f"{key}={'none' if value is None else value}")
             print()
-            print("\n".join(plan_run(resolved, stages)))
+            lines = ["nothing is trained."]
+            print("\n".join(plan_run(resolved, stages) if stages else lines))
         else:
             build_strategy(getattr(resolved, "distribute", "none"))
             main(resolved)
@@ -112,6 +115,14 @@ def _parser():
     )
     _add_sampling(command)
     command.set_defaults(run=_generate)
+
+    command = commands.add_parser("classify", help="name the class of a text")
+    command.add_argument("folder", help="run of experiments/run_classify.py")
+    command.add_argument("texts", nargs="+", metavar="text")
+    command.add_argument(
+        "--top", type=int, default=3, help="classes shown; default %(default)s"
+    )
+    command.set_defaults(run=_classify)
 
     command = commands.add_parser(
         "export", help="write a SavedModel for TF Serving"
@@ -275,6 +286,18 @@ def _generate(options):
     else:
         texts = generator.complete([options.text], **sampling)
         print("\n".join(options.text + text for text in texts))
+
+
+def _classify(options):
+    if options.top < 1:
+        raise InputError("--top must be at least 1.")
+    if not all(map(is_unicode, options.texts)):
+        raise InputError("a text is no valid UTF-8.")
+    model, tokenizer = load_model(options.folder, kinds=("classifier",))
+    labels = model.config.labels
+    for row in class_probabilities(model, tokenizer, options.texts):
+        shown = row.argsort()[::-1][: options.top]
+        print("  ".join(f"{labels[i]} {row[i]:.1%}" for i in shown))
 
 
 def _export(options):

@@ -14,7 +14,7 @@ from kerasgpt import cli
 from kerasgpt.checkpoints import RunState, save_model, save_run_state
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.console import Interrupted
-from kerasgpt.models import GPTCausalLM
+from kerasgpt.models import ClassifierConfig, GPTCausalLM, TextClassifier
 from kerasgpt.serving import server
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import sft
@@ -614,3 +614,51 @@ def test_help_explains_the_command(call, command):
     status, out, _ = call("kerasgpt", *filter(None, [command]), "--help")
     assert status == 0
     assert "usage: kerasgpt" in out
+
+
+@pytest.fixture
+def classifier_folder(tmp_path):
+    tokenizer = ByteTokenizer()
+    config = tiny_config(vocabulary_size=tokenizer.vocabulary_size)
+    model = TextClassifier(ClassifierConfig.of(config, ["good", "bad", "odd"]))
+    model.build()
+    save_model(tmp_path / "classifier", model, tokenizer)
+    return tmp_path / "classifier"
+
+
+def test_classify_names_the_likeliest_classes(call, classifier_folder):
+    arguments = ("kerasgpt", "classify", classifier_folder, "fine", "好")
+    status, out, err = call(*arguments, "--top", 2)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        names = line.replace("%", "").split()
+        assert {names[0], names[2]} < {"good", "bad", "odd"}
+        assert float(names[1]) >= float(names[3]) > 0
+
+
+def test_a_classifier_and_a_language_model_are_not_confused(
+    call, classifier_folder, model_folder
+):
+    for command, folder, told in (
+        (
+            "classify",
+            model_folder,
+            "of kind 'gpt'; this needs one of classifier",
+        ),
+        (
+            "generate",
+            classifier_folder,
+            "of kind 'classifier'; this needs one of gpt",
+        ),
+    ):
+        status, out, err = call("kerasgpt", command, folder, "hi")
+        assert (status, out) == (2, "")
+        assert told in err and err.count("\n") == 1
+
+
+def test_classify_refuses_what_it_cannot_show(call, classifier_folder):
+    arguments = ("kerasgpt", "classify", classifier_folder, "hi")
+    status, _, err = call(*arguments, "--top", 0)
+    assert status == 2 and "--top must be at least 1" in err

@@ -14,7 +14,13 @@ from kerasgpt.layers import (
     RotaryEmbedding,
 )
 from kerasgpt.layers.projection import Projection
-from kerasgpt.models import GPTBackbone, GPTCausalLM, GPTConfig
+from kerasgpt.models import (
+    ClassifierConfig,
+    GPTBackbone,
+    GPTCausalLM,
+    GPTConfig,
+    TextClassifier,
+)
 from kerasgpt.tokenizers import (
     ByteTokenizer,
     SentencePieceTokenizer,
@@ -114,6 +120,15 @@ BACKBONES = (Subject(GPTBackbone, lambda: GPTBackbone(tiny_config()), _tokens),)
 TASKS = (
     Subject(
         GPTCausalLM, lambda: GPTCausalLM(tiny_config()), _tokens, TrainStep
+    ),
+    Subject(
+        TextClassifier,
+        lambda: TextClassifier(
+            # As many classes as tokens: the harness predicts tokens.
+            ClassifierConfig.of(tiny_config(), list("abcdefghij"))
+        ),
+        _tokens,
+        TrainStep,
     ),
 )
 TOKENIZERS = (

@@ -15,7 +15,12 @@ import tempfile
 import keras
 import numpy as np
 
-from kerasgpt.checkpoints.model_folder import load_model, save_model
+from kerasgpt.checkpoints.model_folder import (
+    MODELS,
+    build_task,
+    load_model,
+    save_model,
+)
 from kerasgpt.checkpoints.run_state import (
     STATES_FOLDER,
     RunState,
@@ -35,7 +40,6 @@ from kerasgpt.files import (
     read_json,
     write_json,
 )
-from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.training.callbacks import ProgressLog
 from kerasgpt.training.distribution import (
     build_strategy,
@@ -182,7 +186,7 @@ class StageResult:
     """What a stage leaves behind.
 
     Attributes:
-        model: GPTCausalLM with the weights of the best validation.
+        model: task model with the weights of the best validation.
         tokenizer: Tokenizer.
         folder: pathlib.Path, with `model/` in it.
         metrics: dict of the best validation: step, loss, accuracy,
@@ -259,10 +263,10 @@ def _flat(values, prefix=""):
 
 
 def build_model(model_config, config, strategy):
-    """Returns a GPTCausalLM to be trained, with fresh weights.
+    """Returns a task model to be trained, with fresh weights.
 
     Args:
-        model_config: GPTConfig.
+        model_config: GPTConfig, or another of a task model.
         config: TrainConfig.
         strategy: tf.distribute.Strategy.
 
@@ -271,16 +275,12 @@ def build_model(model_config, config, strategy):
     """
     try:
         with strategy.scope():
-            model = GPTCausalLM(
-                model_config,
-                rematerialize=config.rematerialize,
-                dtype=config.precision,
-                name="gpt",
-            )
-            model.build()
+            settings = {"dtype": config.precision}
+            if config.rematerialize:
+                settings["rematerialize"] = True
+            return build_task(model_config, **settings)
     except ValueError as error:
         raise InputError(f"model: {error}") from error
-    return model
 
 
 def train(
@@ -294,6 +294,8 @@ def train(
     seed,
     sample,
     strategy=None,
+    counts_bytes=True,
+    build_step=TrainStep,
     tell=print,
 ):
     """Trains a model in `folder`, or goes on where it was stopped.
@@ -304,7 +306,7 @@ def train(
     and tells.
 
     Args:
-        model: GPTCausalLM, see `build_model`.
+        model: task model, see `build_model`.
         tokenizer: Tokenizer.
         rows: dict of "train" and "validation" PackedRows.
         config: TrainConfig.
@@ -315,6 +317,8 @@ def train(
             it writes now.
         strategy: tf.distribute.Strategy in whose scope the model was built.
             `None` = that of one device.
+        counts_bytes: bool. Targets are tokens of texts: report bits per byte.
+        build_step: function of what `TrainStep` takes, returns one.
         tell: function of one str, prints a line.
 
     Returns:
@@ -369,6 +373,8 @@ def train(
             sample=sample,
             strategy=strategy,
             log_folder=folder if is_chief(strategy) else unread,
+            counts_bytes=counts_bytes,
+            build_step=build_step,
             tell=tell,
             request=request,
             writer=writer,
@@ -394,7 +400,7 @@ def train(
 
 
 def _result(folder, is_chief):
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(folder, kinds=tuple(MODELS))
     metrics = read_json(folder / "result.json")
     return StageResult(model, tokenizer, folder, metrics, is_chief)
 
@@ -446,6 +452,8 @@ class _Stage:
         sample,
         strategy,
         log_folder,
+        counts_bytes,
+        build_step,
         tell,
         request,
         writer,
@@ -462,7 +470,13 @@ class _Stage:
         self.tell = tell
         self.request = request
         self.writer = writer
-        self.step_model = _compile(model, tokenizer, config, strategy)
+        self.step_model = _compile(
+            model,
+            config,
+            strategy,
+            token_bytes=tokenizer.token_bytes if counts_bytes else None,
+            build_step=build_step,
+        )
         # The same rows each time, spread over the split.
         count = min(len(rows["validation"]), config.evaluate_rows)
         chosen = np.linspace(0, len(rows["validation"]) - 1, count).astype(int)
@@ -570,12 +584,14 @@ class _Stage:
         step, config = self.step, self.config
         metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
         self.log.record(step, "validation", metrics)
-        self.tell(
+        told = (
             f"{self.name} {step}/{config.steps}  validation: "
             f"loss {metrics['loss']:.4f}  acc {metrics['accuracy']:.3f}  "
-            f"ppl {metrics['perplexity']:.2f}  "
-            f"bits/byte {metrics['bits_per_byte']:.3f}"
+            f"ppl {metrics['perplexity']:.2f}"
         )
+        if "bits_per_byte" in metrics:
+            told += f"  bits/byte {metrics['bits_per_byte']:.3f}"
+        self.tell(told)
         self.progress = self.progress.after(
             validated_step=step, num_rollbacks=0, sums=None
         )
@@ -751,7 +767,7 @@ class _Stage:
         }
 
 
-def _compile(model, tokenizer, config, strategy):
+def _compile(model, config, strategy, *, token_bytes, build_step):
     """Returns the compiled TrainStep."""
     schedule = build_schedule(
         config.schedule,
@@ -763,10 +779,10 @@ def _compile(model, tokenizer, config, strategy):
     )
     jit_compile = resolve_jit_compile(config.jit_compile, strategy)
     with strategy.scope():
-        step_model = TrainStep(
+        step_model = build_step(
             model,
             clip_norm=config.clip_norm,
-            token_bytes=tokenizer.token_bytes,
+            token_bytes=token_bytes,
             accumulate_steps=config.accumulate_steps,
         )
         step_model.build()
