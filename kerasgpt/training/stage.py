@@ -4,6 +4,7 @@ Not: which data it trains on (pretrain.py, sft.py).
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import math
 import pathlib
@@ -42,6 +43,8 @@ from kerasgpt.training.distribution import (
     check_rows,
     is_chief,
     is_one_device,
+    is_tensorflow,
+    num_shares,
     on_chief,
     on_chief_only,
     resolve_jit_compile,
@@ -189,7 +192,8 @@ class StageResult:
             perplexity, bits_per_byte; and "before", the same of the model
             that training began with.
         is_chief: bool. This process is the one, of several workers, that
-            goes on to report and export.
+            goes on to report and export. None does under JAX, where neither
+            is possible.
     """
 
     model: keras.Model
@@ -331,7 +335,7 @@ def train(
     result_path = folder / "result.json"
     if result_path.is_file():
         tell(f"{name}: already trained, see {folder}.")
-        return _result(folder, is_chief(strategy))
+        return _result(folder, strategy)
 
     for split, part in rows.items():
         if not len(part):
@@ -348,7 +352,7 @@ def train(
         )
     check_rows(
         batch_size,
-        replicas=strategy.num_replicas_in_sync,
+        replicas=num_shares(strategy),
         accumulate_steps=config.accumulate_steps,
     )
     # The writer ends first: a second signal must reach it, too.
@@ -390,13 +394,14 @@ def train(
         "before": progress.before,
     }
     on_chief(strategy, lambda: write_json(result_path, metrics))
-    return _result(folder, is_chief(strategy))
+    return _result(folder, strategy)
 
 
-def _result(folder, is_chief):
+def _result(folder, strategy):
     model, tokenizer = load_model(folder)
     metrics = read_json(folder / "result.json")
-    return StageResult(model, tokenizer, folder, metrics, is_chief)
+    goes_on = is_chief(strategy) and is_tensorflow()
+    return StageResult(model, tokenizer, folder, metrics, goes_on)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -583,7 +588,8 @@ class _Stage:
         if step == 0:
             self.progress = self.progress.after(before=metrics)
         else:
-            if is_chief(self.strategy):
+            # Texts are decoded under TensorFlow only.
+            if is_chief(self.strategy) and is_tensorflow():
                 self.log.record_sample(step, self._sample())
             is_best = metrics["loss"] < self.progress.best_loss
             self.progress = (
@@ -744,15 +750,16 @@ class _Stage:
             "software": {
                 **versions,
                 "python": platform.python_version(),
+                "backend": keras.backend.backend(),
                 "jit_compile": self.step_model.jit_compile,
-                "replicas": self.strategy.num_replicas_in_sync,
+                "replicas": num_shares(self.strategy),
                 "accumulate_steps": self.config.accumulate_steps,
             },
         }
 
 
 def _compile(model, tokenizer, config, strategy):
-    """Returns the compiled TrainStep."""
+    """Returns the compiled TokenStep."""
     schedule = build_schedule(
         config.schedule,
         config.peak_learning_rate(model.config.model_dim),
@@ -763,7 +770,7 @@ def _compile(model, tokenizer, config, strategy):
     )
     jit_compile = resolve_jit_compile(config.jit_compile, strategy)
     with strategy.scope():
-        step_model = TrainStep(
+        step_model = _step_type()(
             model,
             clip_norm=config.clip_norm,
             token_bytes=tokenizer.token_bytes,
@@ -783,8 +790,16 @@ def _compile(model, tokenizer, config, strategy):
     return step_model
 
 
+def _step_type():
+    """Returns the TokenStep of the backend."""
+    if is_tensorflow():
+        return TrainStep
+    # Not above: it needs jax, which need not be there.
+    return importlib.import_module("kerasgpt.training.jax_step").JaxTrainStep
+
+
 def _group_steps(model_config, config):
-    """Returns how many steps one call of TensorFlow makes.
+    """Returns how many steps one call of the backend makes.
 
     As many as pay for the call, few enough to stop soon after a signal; a
     divisor of `log_steps`, so that events fall between two calls.
