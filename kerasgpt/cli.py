@@ -8,13 +8,28 @@ import sys
 from kerasgpt.console import guard, quiet_libraries, settings_table
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-with quiet_libraries():
-    # The first operation looks for GPUs, which is told as an error.
-    tensorflow = importlib.import_module("tensorflow")
-    # Several workers join before anything is computed.
-    if "TF_CONFIG" not in os.environ:
-        tensorflow.constant(0)
-    importlib.import_module("tensorflow_text")
+try:
+    with quiet_libraries():
+        # The first operation looks for GPUs, which is told as an error.
+        tensorflow = importlib.import_module("tensorflow")
+        if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+            # Only its input pipeline is used: it would take a GPU's memory.
+            tensorflow.config.set_visible_devices([], "GPU")
+        # Several workers join before anything is computed.
+        if "TF_CONFIG" not in os.environ:
+            tensorflow.constant(0)
+        importlib.import_module("tensorflow_text")
+except (ImportError, ValueError):
+    # Both load Keras, and it its backend.
+    if "KERAS_BACKEND" not in os.environ:
+        raise
+    print(
+        f"error: KERAS_BACKEND={os.environ['KERAS_BACKEND']}: cannot be "
+        f"loaded; leave it out, or set it to jax after pip install "
+        f"'kerasgpt[jax]'.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from kerasgpt.checkpoints.model_folder import load_model
 from kerasgpt.checkpoints.run_state import (
@@ -32,7 +47,7 @@ from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
 from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.training import sft
-from kerasgpt.training.distribution import build_strategy
+from kerasgpt.training.distribution import build_strategy, is_tensorflow
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
 
 
@@ -60,6 +75,7 @@ def run_script(main, config, *, stages, document):
         overrides = [text for text in arguments if text != "--dry-run"]
         resolved = config.override(overrides)
         if "--dry-run" in arguments:
+            _check_backend("--dry-run")
             for key, _, _, value, _ in resolved.describe():
                 print(f"{key}={'none' if value is None else value}")
             print()
@@ -68,6 +84,11 @@ def run_script(main, config, *, stages, document):
         else:
             build_strategy(getattr(resolved, "distribute", "none"))
             main(resolved)
+            if not is_tensorflow():
+                print(
+                    "texts, reports and exports are left to TensorFlow: the "
+                    "same command without KERAS_BACKEND goes on."
+                )
 
     sys.exit(
         guard(
@@ -81,7 +102,22 @@ def run_script(main, config, *, stages, document):
 def main():
     """Runs the `kerasgpt` command."""
     options = _parser().parse_args()
-    sys.exit(guard(lambda: options.run(options)))
+
+    def start():
+        # Checkpoints are files.
+        if options.run is not _checkpoint:
+            _check_backend(f"kerasgpt {options.run.__name__.strip('_')}")
+        options.run(options)
+
+    sys.exit(guard(start))
+
+
+def _check_backend(command):
+    if not is_tensorflow():
+        raise InputError(
+            f"{command}: needs TensorFlow; leave out KERAS_BACKEND, which is "
+            f"for training."
+        )
 
 
 class _Parser(argparse.ArgumentParser):

@@ -363,6 +363,50 @@ def test_an_interrupted_script_says_how_to_go_on(monkeypatch, capsys):
     assert "(without overwrite=true) goes on" in capsys.readouterr().err
 
 
+def test_under_jax_a_script_says_what_is_left_to_tensorflow(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    monkeypatch.setattr(cli, "is_tensorflow", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        cli.run_script(
+            lambda config: print("trained"),
+            Settings(),
+            stages=lambda config: {},
+            document="",
+        )
+    assert stop.value.code == 0
+    trained, told = capsys.readouterr().out.splitlines()
+    assert trained == "trained"
+    assert told.endswith("the same command without KERAS_BACKEND goes on.")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("kerasgpt", "export", "folder", "elsewhere"),
+        ("kerasgpt", "generate", "folder", "text"),
+        ("run_pretrain.py", "--dry-run"),
+    ],
+)
+def test_what_needs_tensorflow_is_refused_under_jax(call, monkeypatch, command):
+    monkeypatch.setattr(cli, "is_tensorflow", lambda: False)
+    assert_refused(call(*command), "needs TensorFlow", "KERAS_BACKEND")
+
+
+@pytest.mark.parametrize("backend", ["torch", "nothing"])
+def test_a_backend_that_cannot_be_loaded_is_told_in_one_line(backend):
+    ended = subprocess.run(
+        [sys.executable, SCRIPTS / "run_pretrain.py"],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"error: KERAS_BACKEND={backend}: cannot be loaded")
+
+
 # The command.
 
 

@@ -4,6 +4,7 @@ Not: which data it trains on (pretrain.py, sft.py).
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import math
 import pathlib
@@ -46,6 +47,8 @@ from kerasgpt.training.distribution import (
     check_rows,
     is_chief,
     is_one_device,
+    is_tensorflow,
+    num_shares,
     on_chief,
     on_chief_only,
     resolve_jit_compile,
@@ -193,7 +196,8 @@ class StageResult:
             perplexity, bits_per_byte; and "before", the same of the model
             that training began with.
         is_chief: bool. This process is the one, of several workers, that
-            goes on to report and export.
+            goes on to report and export. None does under JAX, where neither
+            is possible.
     """
 
     model: keras.Model
@@ -295,7 +299,7 @@ def train(
     sample,
     strategy=None,
     counts_bytes=True,
-    build_step=TrainStep,
+    build_step=None,
     tell=print,
 ):
     """Trains a model in `folder`, or goes on where it was stopped.
@@ -318,7 +322,8 @@ def train(
         strategy: tf.distribute.Strategy in whose scope the model was built.
             `None` = that of one device.
         counts_bytes: bool. Targets are tokens of texts: report bits per byte.
-        build_step: function of what `TrainStep` takes, returns one.
+        build_step: function of what `TrainStep` takes, returns one. `None` =
+            that of the backend.
         tell: function of one str, prints a line.
 
     Returns:
@@ -335,7 +340,7 @@ def train(
     result_path = folder / "result.json"
     if result_path.is_file():
         tell(f"{name}: already trained, see {folder}.")
-        return _result(folder, is_chief(strategy))
+        return _result(folder, strategy)
 
     for split, part in rows.items():
         if not len(part):
@@ -352,7 +357,7 @@ def train(
         )
     check_rows(
         batch_size,
-        replicas=strategy.num_replicas_in_sync,
+        replicas=num_shares(strategy),
         accumulate_steps=config.accumulate_steps,
     )
     # The writer ends first: a second signal must reach it, too.
@@ -396,13 +401,14 @@ def train(
         "before": progress.before,
     }
     on_chief(strategy, lambda: write_json(result_path, metrics))
-    return _result(folder, is_chief(strategy))
+    return _result(folder, strategy)
 
 
-def _result(folder, is_chief):
+def _result(folder, strategy):
     model, tokenizer = load_model(folder, kinds=tuple(MODELS))
     metrics = read_json(folder / "result.json")
-    return StageResult(model, tokenizer, folder, metrics, is_chief)
+    goes_on = is_chief(strategy) and is_tensorflow()
+    return StageResult(model, tokenizer, folder, metrics, goes_on)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -599,7 +605,8 @@ class _Stage:
         if step == 0:
             self.progress = self.progress.after(before=metrics)
         else:
-            if is_chief(self.strategy):
+            # Texts are decoded under TensorFlow only.
+            if is_chief(self.strategy) and is_tensorflow():
                 self.log.record_sample(step, self._sample())
             is_best = metrics["loss"] < self.progress.best_loss
             self.progress = (
@@ -760,15 +767,16 @@ class _Stage:
             "software": {
                 **versions,
                 "python": platform.python_version(),
+                "backend": keras.backend.backend(),
                 "jit_compile": self.step_model.jit_compile,
-                "replicas": self.strategy.num_replicas_in_sync,
+                "replicas": num_shares(self.strategy),
                 "accumulate_steps": self.config.accumulate_steps,
             },
         }
 
 
 def _compile(model, config, strategy, *, token_bytes, build_step):
-    """Returns the compiled TrainStep."""
+    """Returns the compiled TokenStep."""
     schedule = build_schedule(
         config.schedule,
         config.peak_learning_rate(model.config.model_dim),
@@ -779,7 +787,7 @@ def _compile(model, config, strategy, *, token_bytes, build_step):
     )
     jit_compile = resolve_jit_compile(config.jit_compile, strategy)
     with strategy.scope():
-        step_model = build_step(
+        step_model = (build_step or _step_type())(
             model,
             clip_norm=config.clip_norm,
             token_bytes=token_bytes,
@@ -799,8 +807,16 @@ def _compile(model, config, strategy, *, token_bytes, build_step):
     return step_model
 
 
+def _step_type():
+    """Returns the TokenStep of the backend."""
+    if is_tensorflow():
+        return TrainStep
+    # Not above: it needs jax, which need not be there.
+    return importlib.import_module("kerasgpt.training.jax_step").JaxTrainStep
+
+
 def _group_steps(model_config, config):
-    """Returns how many steps one call of TensorFlow makes.
+    """Returns how many steps one call of the backend makes.
 
     As many as pay for the call, few enough to stop soon after a signal; a
     divisor of `log_steps`, so that events fall between two calls.
