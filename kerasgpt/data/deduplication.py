@@ -457,9 +457,7 @@ def _unite(parents, left, right):
         is_open = left != right
         left, right = left[is_open], right[is_open]
         # Of several new parents the least; the other pairs stay open.
-        np.minimum.at(
-            parents, np.maximum(left, right), np.minimum(left, right)
-        )
+        np.minimum.at(parents, np.maximum(left, right), np.minimum(left, right))
 
 
 def _roots(parents, numbers):

@@ -109,9 +109,7 @@ def hash_shingles(units, *, word_length, character_length):
     counts = np.diff(units.splits)
     rows = np.repeat(np.arange(len(counts)), counts)
     starts = np.arange(len(units.values))
-    ends = starts + np.where(
-        units.kinds == WORD, word_length, character_length
-    )
+    ends = starts + np.where(units.kinds == WORD, word_length, character_length)
     fits = ends <= units.splits[1:][rows]
     rows, starts, ends = rows[fits], starts[fits], ends[fits]
     short = (np.bincount(rows, minlength=len(counts)) == 0) & (counts > 0)
