@@ -15,7 +15,6 @@ from kerasgpt.tokenizers.byte_pair import (
     unspell,
 )
 from kerasgpt.tokenizers.chat_format import ChatFormat, build_chat_format
-from kerasgpt.tokenizers.chat_template import ChatTemplate
 from kerasgpt.tokenizers.jinja_reader import read_jinja
 from kerasgpt.tokenizers.jinja_template import to_jinja
 from kerasgpt.tokenizers.sentence_piece import (
@@ -80,7 +79,8 @@ def load_huggingface_tokenizer(folder, *, chat_format=None):
 def save_huggingface_tokenizer(folder, tokenizer, *, max_length=None):
     """Writes a tokenizer's files for `transformers.AutoTokenizer`.
 
-    tokenizer.json, tokenizer_config.json with the chat template, and of a
+    tokenizer.json, tokenizer_config.json with the chat template, its own or
+    the one that fits its control tokens, and of a
     SentencePiece tokenizer the model as tokenizer.model. Ids of a text are
     equal, where the reader takes special tokens in a text for text
     (`split_special_tokens=True`).
@@ -113,14 +113,19 @@ def save_huggingface_tokenizer(folder, tokenizer, *, max_length=None):
             f"a tokenizer of kind {tokenizer.kind!r} is not written for "
             f"transformers."
         )
-    chat_format = ChatTemplate(tokenizer).format
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": chat_format.document,
-        "eos_token": chat_format.document_end,
         "clean_up_tokenization_spaces": False,
-        "chat_template": to_jinja(chat_format),
     }
+    chat_format = tokenizer.chat_format or _usual_format(
+        tokenizer.control_tokens
+    )
+    if chat_format is not None:
+        config |= {
+            "bos_token": chat_format.document,
+            "eos_token": chat_format.document_end,
+            "chat_template": to_jinja(chat_format),
+        }
     for key, token in (("pad_token", "<|pad|>"), ("unk_token", "<|unknown|>")):
         if token in tokenizer.control_tokens:
             config[key] = token
@@ -357,6 +362,11 @@ def _chat_format(folder, config, tokenizer, chosen):
                 f"{folder}: {str(error).rstrip('.')}; or load it with "
                 f'chat_format="chatml".'
             ) from error
+    return _usual_format(controls)
+
+
+def _usual_format(controls):
+    """Returns the built-in ChatFormat that fits control tokens, or None."""
     for name in ("kerasgpt", "chatml", "llama-3", "alpaca"):
         try:
             chat_format = build_chat_format(name, controls)
