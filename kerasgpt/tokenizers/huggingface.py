@@ -233,7 +233,7 @@ def _unspelled(vocabulary, controls):
             continue
         try:
             tokens[unspell(token)] = token_id
-        except KeyError:
+        except ValueError:
             raise InputError(
                 f"the token {token!r} is not spelled in bytes, so that this "
                 f"is no byte-level BPE; others are not supported."

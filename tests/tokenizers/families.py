@@ -34,3 +34,16 @@ def build_family(name):
         normalization="NFC" if name == "qwen2" else None,
         whole_words=name == "llama3",
     )
+
+
+def put_family(folder, name, **config):
+    """Writes a family's tokenizer.json, with changes, and a config.
+
+    Returns:
+        the folder.
+    """
+    changes = config.pop("changes", {})
+    table = golden()["tokenizers"][name]["tokenizer.json"]
+    (folder / "tokenizer.json").write_text(json.dumps({**table, **changes}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

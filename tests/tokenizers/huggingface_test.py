@@ -18,7 +18,7 @@ from kerasgpt.tokenizers.huggingface import (
 from kerasgpt.tokenizers.kinds import EXACT_KINDS
 from kerasgpt.tokenizers.tokenizer import Tokenizer
 from tests.descriptors import tiny_byte_pair
-from tests.tokenizers.families import FAMILIES, golden
+from tests.tokenizers.families import FAMILIES, golden, put_family
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
@@ -39,15 +39,6 @@ def put(folder, kind):
             (folder / name).write_text(content)
         else:
             (folder / name).write_bytes(base64.b64decode(content))
-    return folder
-
-
-def put_family(folder, name, **config):
-    """Writes a family's tokenizer.json, with changes, and a config."""
-    changes = config.pop("changes", {})
-    table = golden()["tokenizers"][name]["tokenizer.json"]
-    (folder / "tokenizer.json").write_text(json.dumps({**table, **changes}))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
