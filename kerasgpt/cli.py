@@ -47,8 +47,12 @@ from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
 from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.training import sft
+from kerasgpt.training import tokenizer as tokenizer_stage
 from kerasgpt.training.distribution import build_strategy, is_tensorflow
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
+
+TRAIN_TOKENIZER = tokenizer_stage.TrainTokenizerConfig()
+COMPARE_TOKENIZERS = tokenizer_stage.CompareTokenizersConfig()
 
 
 def run_script(main, config, *, stages, document):
@@ -209,6 +213,11 @@ def _parser():
     command.set_defaults(run=_plan)
 
     command = commands.add_parser(
+        "tokenizer", help="train a tokenizer on files, or compare several"
+    )
+    _add_tokenizer(command)
+
+    command = commands.add_parser(
         "serve",
         help="answer over HTTP: TF Serving's REST, OpenAI's API, a chat page",
         epilog="example: kerasgpt serve saved_models/shop_chat",
@@ -218,6 +227,46 @@ def _parser():
     _add_serving(command)
     command.set_defaults(run=_serve)
     return parser
+
+
+def _add_tokenizer(command):
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    for name, text, config in (
+        ("train", "write one to a folder, with a report", TRAIN_TOKENIZER),
+        ("compare", "train several on the same texts", COMPARE_TOKENIZERS),
+    ):
+        action = actions.add_parser(
+            name,
+            help=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"settings, written key=value:\n{settings_table(config)}",
+        )
+        action.add_argument(
+            "inputs",
+            nargs="+",
+            metavar="INPUT | key=value",
+            help="files, folders, globs, tfds:NAME; and settings",
+        )
+        if name == "train":
+            action.add_argument("--output", required=True, metavar="DIR")
+            action.add_argument("--overwrite", action="store_true")
+        action.set_defaults(run=_tokenizer, config=config, action=name)
+
+
+def _tokenizer(options):
+    inputs, settings = [], []
+    for text in options.inputs:
+        is_setting = "=" in text and not os.path.lexists(text)
+        (settings if is_setting else inputs).append(text)
+    if not inputs:
+        raise InputError("an INPUT is needed: a file, a folder or tfds:NAME.")
+    config = options.config.override(settings)
+    if options.action == "compare":
+        tokenizer_stage.compare(inputs, config)
+    else:
+        tokenizer_stage.train(
+            inputs, options.output, config, overwrite=options.overwrite
+        )
 
 
 def _add_serving(command):

@@ -16,8 +16,8 @@ from kerasgpt.files import (
 )
 from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
 from kerasgpt.models.heads import ClassifierConfig, TextClassifier
-from kerasgpt.tokenizers.byte import ByteTokenizer
-from kerasgpt.tokenizers.sentence_piece import SentencePieceTokenizer
+from kerasgpt.tokenizers.chat_format import load_chat_format, save_chat_format
+from kerasgpt.tokenizers.kinds import CLASSES
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -33,9 +33,6 @@ KIND_KEY = "kind_of_model"
 CAUSAL_KINDS = ("gpt",)
 # What Keras calls the state of every seed generator, dropout's for example.
 SEED_NAME = "seed_generator_state"
-TOKENIZERS = {
-    kind.kind: kind for kind in (ByteTokenizer, SentencePieceTokenizer)
-}
 
 
 def save_model(folder, model, tokenizer, *, weights=None, **facts):
@@ -157,12 +154,14 @@ def load_config(folder, *, kinds=("gpt",)):
 
 
 def save_tokenizer(folder, tokenizer):
-    """Writes a tokenizer's kind and files into an existing folder."""
+    """Writes a tokenizer's kind, files and chat format into a folder."""
     write_json(
         folder / TOKENIZER_FILE,
         {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint()},
     )
     tokenizer.save_files(folder)
+    if tokenizer.chat_format is not None:
+        save_chat_format(folder, tokenizer.chat_format)
 
 
 def load_tokenizer(folder):
@@ -174,11 +173,12 @@ def load_tokenizer(folder):
     path = pathlib.Path(folder) / TOKENIZER_FILE
     saved = read_json(path)
     kind = saved.get("kind") if isinstance(saved, dict) else None
-    if not isinstance(kind, str) or kind not in TOKENIZERS:
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise InputError(f"{path}: unknown tokenizer kind {kind!r}.")
-    tokenizer = TOKENIZERS[kind].load_files(folder)
+    tokenizer = CLASSES[kind].load_files(folder)
     if saved.get("fingerprint") != tokenizer.fingerprint():
         raise InputError(f"{path}: its files are those of another tokenizer.")
+    tokenizer.chat_format = load_chat_format(folder)
     return tokenizer
 
 
