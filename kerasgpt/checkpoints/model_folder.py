@@ -37,7 +37,7 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
     Args:
         folder: str or Path, replaced if it exists.
         model: GPTCausalLM.
-        tokenizer: Tokenizer.
+        tokenizer: Tokenizer, or None to write none.
         weights: dict of arrays, as `copy_to_host` gives. `None` = those that
             the model holds now.
         **facts: further JSON values for the manifest.
@@ -47,11 +47,12 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
     with atomic_folder(folder, overwrite=True) as temporary:
         save_weights(temporary / WEIGHTS_FILE, weights)
         write_json(temporary / CONFIG_FILE, model.config.to_dict())
-        save_tokenizer(temporary, tokenizer)
+        if tokenizer is not None:
+            save_tokenizer(temporary, tokenizer)
         write_manifest(temporary, **facts)
 
 
-def load_model(folder):
+def load_model(folder, *, needs_tokenizer=True):
     """Returns (model, tokenizer) of a folder, after checking every hash.
 
     Nothing in the folder is executed: the model is rebuilt from its JSON
@@ -60,12 +61,21 @@ def load_model(folder):
     Args:
         folder: str or Path: a model folder, or a run folder that holds one
             named "model".
+        needs_tokenizer: bool. Refuse a model without one; its tokenizer is
+            None otherwise.
 
     Raises:
         InputError: if a file is missing, damaged or of another shape.
     """
     folder = find_model_folder(folder)
-    read_manifest(folder, required=(WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE))
+    required = (WEIGHTS_FILE, CONFIG_FILE)
+    if (folder / TOKENIZER_FILE).exists():
+        required += (TOKENIZER_FILE,)
+    files = read_manifest(folder, required=required)["files"]
+    if needs_tokenizer and TOKENIZER_FILE not in files:
+        raise InputError(
+            f"{folder}: holds no tokenizer: only its weights are of use."
+        )
     config = load_config(folder)
     path = folder / WEIGHTS_FILE
     # Before a configuration can ask for more memory than there is.
@@ -77,7 +87,7 @@ def load_model(folder):
     model = GPTCausalLM(config, name="gpt")
     model.build()
     load_weights(path, model.variables)
-    return model, load_tokenizer(folder)
+    return model, load_tokenizer(folder) if TOKENIZER_FILE in files else None
 
 
 def find_model_folder(folder):
@@ -133,6 +143,18 @@ def load_tokenizer(folder):
     if saved.get("fingerprint") != tokenizer.fingerprint():
         raise InputError(f"{path}: its files are those of another tokenizer.")
     return tokenizer
+
+
+def changing_variables(model):
+    """Returns the variables that training changes: weights, random states.
+
+    All of a model, unless it is frozen but for adapters.
+    """
+    return [
+        variable
+        for variable in model.variables
+        if variable.trainable or SEED_NAME in variable.path
+    ]
 
 
 def copy_to_host(variables):

@@ -9,8 +9,8 @@ import random
 import keras
 import numpy as np
 
+from kerasgpt.checkpoints.exchange import pretrained_hash
 from kerasgpt.checkpoints.model_folder import (
-    find_model_folder,
     load_tokenizer,
     save_tokenizer,
 )
@@ -25,7 +25,6 @@ from kerasgpt.data.prepare import (
 from kerasgpt.data.shards import load_shards
 from kerasgpt.data.sources import TFDS_PREFIX, list_files
 from kerasgpt.files import (
-    MANIFEST,
     atomic_folder,
     file_hash,
     read_manifest,
@@ -252,14 +251,14 @@ def claim_data(folder, config, *, init=""):
     Args:
         folder: pathlib.Path of the run.
         config: DataConfig.
-        init: str, folder of the model the run starts from, if any.
+        init: str, what the run starts from, if anything.
 
     Raises:
         InputError: naming the folder and the cure.
     """
     text = source_hashes(config)
     if init:
-        text += f"\ninit {file_hash(find_model_folder(init) / MANIFEST)}"
+        text += f"\ninit {pretrained_hash(init)}"
     path = folder / "sources.txt"
     if path.is_file() and path.read_text() != text:
         raise InputError(

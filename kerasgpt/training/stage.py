@@ -15,7 +15,13 @@ import tempfile
 import keras
 import numpy as np
 
-from kerasgpt.checkpoints.model_folder import load_model, save_model
+from kerasgpt.checkpoints.adapter import Adapter, save_adapter
+from kerasgpt.checkpoints.model_folder import (
+    copy_to_host,
+    load_model,
+    name_variables,
+    save_model,
+)
 from kerasgpt.checkpoints.run_state import (
     STATES_FOLDER,
     RunState,
@@ -36,6 +42,7 @@ from kerasgpt.files import (
     write_json,
 )
 from kerasgpt.models.gpt import GPTCausalLM
+from kerasgpt.models.lora import merge_lora
 from kerasgpt.training.callbacks import ProgressLog
 from kerasgpt.training.distribution import (
     build_strategy,
@@ -294,6 +301,7 @@ def train(
     seed,
     sample,
     strategy=None,
+    lora=None,
     tell=print,
 ):
     """Trains a model in `folder`, or goes on where it was stopped.
@@ -315,6 +323,8 @@ def train(
             it writes now.
         strategy: tf.distribute.Strategy in whose scope the model was built.
             `None` = that of one device.
+        lora: LoRAConfig of the model's adapters, which are then kept as
+            `folder/adapter` and merged into `folder/model`. `None` = none.
         tell: function of one str, prints a line.
 
     Returns:
@@ -369,6 +379,7 @@ def train(
             sample=sample,
             strategy=strategy,
             log_folder=folder if is_chief(strategy) else unread,
+            lora=lora,
             tell=tell,
             request=request,
             writer=writer,
@@ -446,6 +457,7 @@ class _Stage:
         sample,
         strategy,
         log_folder,
+        lora,
         tell,
         request,
         writer,
@@ -459,6 +471,7 @@ class _Stage:
         self.order = {"batch_size": batch_size, "seed": seed}
         self.sample = sample
         self.strategy = strategy
+        self.lora = lora
         self.tell = tell
         self.request = request
         self.writer = writer
@@ -681,11 +694,17 @@ class _Stage:
         def write():
             # The model first: if the state is lost, it is found again.
             if is_best:
+                if self.lora:
+                    save_adapter(
+                        self.folder / "adapter",
+                        Adapter(self.lora, state.weights),
+                        step=state.step,
+                    )
                 save_model(
                     self.folder / "model",
                     self.model,
                     self.tokenizer,
-                    weights=state.weights,
+                    weights=self._merged(state.weights),
                     step=state.step,
                 )
             save_run_state(
@@ -720,8 +739,17 @@ class _Stage:
                 self.sampled_model = type(model)(model.config, name=model.name)
                 self.sampled_model.build()
             model = self.sampled_model
-            model.set_weights(self.model.get_weights())
+            weights = self._merged(copy_to_host(self.model.variables))
+            for name, variable in name_variables(model.variables).items():
+                variable.assign(weights[name])
         return self.sample(model)
+
+    def _merged(self, weights):
+        """Returns the weights that a model without adapters would have."""
+        if not self.lora:
+            return weights
+        frozen = copy_to_host(self.model.variables)
+        return merge_lora(frozen, weights, self.lora)
 
     def _row_numbers(self, step):
         numbers = training_row_numbers(
