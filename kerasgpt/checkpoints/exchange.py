@@ -10,10 +10,12 @@ from kerasgpt.checkpoints import hub
 from kerasgpt.checkpoints.huggingface import (
     is_huggingface,
     load_huggingface,
+    read_config,
     save_huggingface,
 )
 from kerasgpt.checkpoints.model_folder import (
     find_model_folder,
+    load_config,
     load_model,
     load_tokenizer,
     save_model,
@@ -57,6 +59,22 @@ def load_pretrained(source, *, needs_tokenizer=True):
             f"convert {source} TARGET --tokenizer FOLDER` gives it one of ours."
         )
     return model, None
+
+
+def load_pretrained_config(source):
+    """Returns the GPTConfig of a model, whose weights are not read if possible.
+
+    Args:
+        source: as of `load_pretrained`.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    if _is_preset(source):
+        return load_pretrained(source, needs_tokenizer=False)[0].config
+    if is_huggingface(source):
+        return read_config(source)[1]
+    return load_config(find_model_folder(source))
 
 
 def convert(

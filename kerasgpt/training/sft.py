@@ -10,7 +10,7 @@ import random
 import keras
 
 from kerasgpt.checkpoints.exchange import load_pretrained
-from kerasgpt.config import Config, InputError, setting
+from kerasgpt.config import Config, setting
 from kerasgpt.data.packing import pack
 from kerasgpt.data.prepare import (
     Corpus,
@@ -91,17 +91,7 @@ class SFTConfig(Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.init:
-            return
-        # The dataclass' own defaults, so that no number stands here twice.
-        for field in dataclasses.fields(self):
-            if field.name in ("model", "tokenizer", "pretrain") and (
-                getattr(self, field.name) != field.default
-            ):
-                raise InputError(
-                    f"init={self.init}: brings its own model and tokenizer; "
-                    f"leave out {field.name}.*"
-                )
+        pretrain.check_init(self, ("model", "tokenizer", "pretrain"))
 
     @property
     def export_folder(self):

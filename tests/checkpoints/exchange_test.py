@@ -9,6 +9,7 @@ from kerasgpt.checkpoints.exchange import (
     check_vocabulary,
     convert,
     load_pretrained,
+    load_pretrained_config,
     pretrained_hash,
 )
 from kerasgpt.checkpoints.huggingface import load_huggingface, save_huggingface
@@ -127,6 +128,13 @@ def test_a_model_without_a_tokenizer_serves_where_none_is_needed(tmp_path):
     assert "holds no tokenizer" in refusal(load_pretrained, tmp_path / "ours")
     told = refusal(load_pretrained, THEIRS)
     assert "brings no tokenizer" in told and "kerasgpt convert" in told
+
+
+def test_the_shape_is_read_without_the_weights(ours, tmp_path):
+    assert load_pretrained_config(ours) == load_model(ours)[0].config
+    copy = pathlib.Path(shutil.copytree(THEIRS, tmp_path / "theirs"))
+    (copy / "model.safetensors").unlink()
+    assert load_pretrained_config(copy) == load_huggingface(THEIRS).config
 
 
 def test_a_preset_is_known_by_its_prefix(tmp_path):
