@@ -31,6 +31,7 @@ except (ImportError, ValueError):
     )
     sys.exit(2)
 
+from kerasgpt.checkpoints.exchange import convert
 from kerasgpt.checkpoints.model_folder import load_model
 from kerasgpt.checkpoints.run_state import (
     find_state_folders,
@@ -171,6 +172,26 @@ def _parser():
     command.add_argument("export_dir", help="gets a new <version>/ folder")
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.set_defaults(run=_export)
+
+    command = commands.add_parser(
+        "convert",
+        help="bring in a model of others, or give one of yours to them",
+        description="SOURCE is a folder of Hugging Face's transformers "
+        "(GPT-1, GPT-2, Llama, Qwen2, Qwen3) or keras_hub:PRESET (GPT-2), and "
+        "becomes a model folder; or it is a run or model folder, and becomes "
+        "one of transformers.",
+    )
+    command.add_argument("source", help="which of them it is, is recognised")
+    command.add_argument("target", help="folder to write")
+    command.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="run or model folder whose tokenizer a foreign model gets",
+    )
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace an existing TARGET"
+    )
+    command.set_defaults(run=_convert)
 
     command = commands.add_parser(
         "checkpoint", help="list, verify or prune the checkpoints of a run"
@@ -394,6 +415,15 @@ def _export(options):
         max_new_tokens=options.max_new_tokens,
     )
     print(path)
+
+
+def _convert(options):
+    convert(
+        options.source,
+        options.target,
+        tokenizer_folder=options.tokenizer,
+        overwrite=options.overwrite,
+    )
 
 
 def _checkpoint(options):

@@ -706,3 +706,18 @@ def test_classify_refuses_what_it_cannot_show(call, classifier_folder):
     arguments = ("kerasgpt", "classify", classifier_folder, "hi")
     status, _, err = call(*arguments, "--top", 0)
     assert status == 2 and "--top must be at least 1" in err
+
+
+def test_a_folder_of_transformers_is_converted(call, elsewhere):
+    source = ROOT / "tests" / "goldens" / "huggingface" / "gpt2"
+    status, out, _ = call("kerasgpt", "convert", source, "ours")
+    assert status == 0 and out.startswith("ours: ")
+    status, _, err = call("kerasgpt", "convert", source, "ours")
+    assert status == 2 and "without --overwrite" in err
+    status, _, _ = call("kerasgpt", "convert", "ours", "theirs")
+    assert status == 0
+    files = {path.name for path in (elsewhere / "theirs").iterdir()}
+    assert files == {"config.json", "model.safetensors"}
+    status, _, err = call("kerasgpt", "generate", "ours", "text")
+    assert status == 2 and "holds no tokenizer" in err
+    assert "Traceback" not in err

@@ -37,6 +37,7 @@ SCRIPTS = (
     "input_pipeline",
     "checkpoint",
     "start_up",
+    "convert",
     "plan",
     "serving",
 )

@@ -50,6 +50,21 @@ def is_huggingface(folder):
     return path.is_file() and "model_type" in _read_object(path)
 
 
+def read_config(folder):
+    """Returns (Family, GPTConfig) of a folder as transformers writes it.
+
+    Raises:
+        InputError: for an unknown model_type, or what its model cannot be.
+    """
+    path = pathlib.Path(folder) / CONFIG_FILE
+    values = _read_object(path)
+    try:
+        return read_family(values)
+    except (InputError, ValueError) as error:
+        told = str(error).removeprefix(f"{CONFIG_FILE}: ")
+        raise InputError(f"{path}: {told}") from error
+
+
 def load_huggingface(folder):
     """Returns the model in a folder as transformers writes it.
 
@@ -68,13 +83,7 @@ def load_huggingface(folder):
             damaged or another model's.
     """
     folder = pathlib.Path(folder)
-    path = folder / CONFIG_FILE
-    values = _read_object(path)
-    try:
-        family, config = read_family(values)
-    except (InputError, ValueError) as error:
-        told = str(error).removeprefix(f"{CONFIG_FILE}: ")
-        raise InputError(f"{path}: {told}") from error
+    family, config = read_config(folder)
     stored = _find_tensors(folder, family.table)
     rows = _match(folder, stored, family.table, config)
     with contextlib.ExitStack() as stack:

@@ -44,7 +44,7 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
     Args:
         folder: str or Path, replaced if it exists.
         model: task model, one of `MODELS`.
-        tokenizer: Tokenizer.
+        tokenizer: Tokenizer, or None to write none.
         weights: dict of arrays, as `copy_to_host` gives. `None` = those that
             the model holds now.
         **facts: further JSON values for the manifest.
@@ -56,7 +56,8 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
         kind = kind_of(model.config)
         named = {} if kind == "gpt" else {KIND_KEY: kind}
         write_json(temporary / CONFIG_FILE, {**named, **model.config.to_dict()})
-        save_tokenizer(temporary, tokenizer)
+        if tokenizer is not None:
+            save_tokenizer(temporary, tokenizer)
         write_manifest(temporary, **facts)
 
 
@@ -80,7 +81,7 @@ def build_task(config, **settings):
     return model
 
 
-def load_model(folder, *, kinds=CAUSAL_KINDS):
+def load_model(folder, *, kinds=CAUSAL_KINDS, needs_tokenizer=True):
     """Returns (model, tokenizer) of a folder, after checking every hash.
 
     Nothing in the folder is executed: the model is rebuilt from its JSON
@@ -90,13 +91,22 @@ def load_model(folder, *, kinds=CAUSAL_KINDS):
         folder: str or Path: a model folder, or a run folder that holds one
             named "model".
         kinds: tuple of str. Keys of `MODELS` that can be used.
+        needs_tokenizer: bool. Refuse a model without one; its tokenizer is
+            None otherwise.
 
     Raises:
         InputError: if a file is missing, damaged or of another shape, or the
             model is of another kind.
     """
     folder = find_model_folder(folder)
-    read_manifest(folder, required=(WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE))
+    required = (WEIGHTS_FILE, CONFIG_FILE)
+    if (folder / TOKENIZER_FILE).exists():
+        required += (TOKENIZER_FILE,)
+    files = read_manifest(folder, required=required)["files"]
+    if needs_tokenizer and TOKENIZER_FILE not in files:
+        raise InputError(
+            f"{folder}: holds no tokenizer: only its weights are of use."
+        )
     config = load_config(folder, kinds=kinds)
     path = folder / WEIGHTS_FILE
     # Before a configuration can ask for more memory than there is.
@@ -107,7 +117,7 @@ def load_model(folder, *, kinds=CAUSAL_KINDS):
         )
     model = build_task(config)
     load_weights(path, model.variables)
-    return model, load_tokenizer(folder)
+    return model, load_tokenizer(folder) if TOKENIZER_FILE in files else None
 
 
 def find_model_folder(folder):
@@ -180,6 +190,18 @@ def load_tokenizer(folder):
         raise InputError(f"{path}: its files are those of another tokenizer.")
     tokenizer.chat_format = load_chat_format(folder)
     return tokenizer
+
+
+def changing_variables(model):
+    """Returns the variables that training changes: weights, random states.
+
+    All of a model, unless it is frozen but for adapters.
+    """
+    return [
+        variable
+        for variable in model.variables
+        if variable.trainable or SEED_NAME in variable.path
+    ]
 
 
 def copy_to_host(variables):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kerasgpt.checkpoints.model_folder import find_model_folder, load_config
+from kerasgpt.checkpoints.exchange import load_pretrained_config
 from kerasgpt.config import InputError
 from kerasgpt.models.gpt import GPTConfig
 from kerasgpt.tokenizers.byte import ByteTokenizer
@@ -107,7 +107,7 @@ def plan_stages(config, stages):
             from cannot be read.
     """
     if getattr(config, "init", ""):
-        model = load_config(find_model_folder(config.init))
+        model = load_pretrained_config(config.init)
     else:
         size = config.tokenizer.vocabulary_size
         if config.tokenizer.path:

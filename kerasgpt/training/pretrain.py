@@ -9,8 +9,8 @@ import random
 import keras
 import numpy as np
 
+from kerasgpt.checkpoints.exchange import load_pretrained, pretrained_hash
 from kerasgpt.checkpoints.model_folder import (
-    find_model_folder,
     load_tokenizer,
     save_tokenizer,
 )
@@ -25,7 +25,6 @@ from kerasgpt.data.prepare import (
 from kerasgpt.data.shards import load_shards
 from kerasgpt.data.sources import TFDS_PREFIX, list_files
 from kerasgpt.files import (
-    MANIFEST,
     atomic_folder,
     file_hash,
     read_manifest,
@@ -81,6 +80,11 @@ class PretrainConfig(Config):
     """A base model: texts in, a model that continues texts out."""
 
     run_dir: str = setting("experiments/runs/base", "folder of the run")
+    init: str = setting(
+        "",
+        "run, model or transformers folder, or keras_hub:PRESET, whose model "
+        "goes on learning; empty = a new one",
+    )
     overwrite: bool = setting(False, "delete another run's run_dir first")
     seed: int = setting(0, "of weights and of the order of the data", minimum=0)
     distribute: str = setting(
@@ -93,6 +97,33 @@ class PretrainConfig(Config):
     tokenizer: TokenizerConfig = setting(TokenizerConfig(), "text to tokens")
     model: ModelConfig = setting(ModelConfig(), "the network")
     train: TrainConfig = setting(TrainConfig(steps=1600), "the training")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_init(self, ("model", "tokenizer"))
+
+
+def check_init(config, brought):
+    """Refuses settings of what the model that a run starts from brings.
+
+    Args:
+        config: Config with `init`, "" = a new model.
+        brought: tuple of str, the sections.
+
+    Raises:
+        InputError: naming the section.
+    """
+    # The dataclass' own defaults, so that no number stands here twice.
+    for field in dataclasses.fields(config):
+        if (
+            config.init
+            and field.name in brought
+            and getattr(config, field.name) != field.default
+        ):
+            raise InputError(
+                f"init={config.init}: brings its own model and tokenizer; "
+                f"leave out {field.name}.*"
+            )
 
 
 def run(config, corpus=None, *, tell=print):
@@ -117,12 +148,18 @@ def run(config, corpus=None, *, tell=print):
         corpus = load_corpus(config.data, with_chats=False)
     folder = pathlib.Path(config.run_dir)
     keras.utils.set_random_seed(config.seed)
+    # First what may be mistyped: a claimed folder is bound to it.
+    known = load_pretrained(config.init) if config.init else None
     on_chief(
         strategy,
-        lambda: _prepare(config, corpus, folder, is_for_chats=is_for_chats),
+        lambda: _prepare(
+            config, corpus, folder, known=known, is_for_chats=is_for_chats
+        ),
     )
     tokenizer = load_tokenizer(folder / "tokenizer")
-    model_config = _model_config(config, corpus, tokenizer)
+    model_config = (
+        known[0].config if known else _model_config(config, corpus, tokenizer)
+    )
     shards, _ = load_shards(
         folder / "data", tokenizer_fingerprint=tokenizer.fingerprint()
     )
@@ -136,6 +173,8 @@ def run(config, corpus=None, *, tell=print):
         for name, shard in shards.items()
     }
     model = stage.build_model(model_config, config.train, strategy)
+    if known:
+        model.set_weights(known[0].get_weights())
     tell(
         f"base: {model_config.num_parameters:,} parameters, "
         f"{shards['train'].num_documents:,} documents, "
@@ -171,8 +210,11 @@ def run(config, corpus=None, *, tell=print):
     )
 
 
-def _prepare(config, corpus, folder, *, is_for_chats):
-    """Makes a run's folder, its tokenizer and its shards."""
+def _prepare(config, corpus, folder, *, known, is_for_chats):
+    """Makes a run's folder, its tokenizer and its shards.
+
+    `known`: (model, tokenizer) that the run starts from, or None.
+    """
     # First what the user may have mistyped: a claimed folder is bound to it.
     stage.claim_folder(
         folder,
@@ -185,8 +227,13 @@ def _prepare(config, corpus, folder, *, is_for_chats):
             *stage.HARDWARE_ONLY,
         ),
     )
-    claim_data(folder, config.data)
-    tokenizer = build_tokenizer(folder / "tokenizer", corpus, config.tokenizer)
+    claim_data(folder, config.data, init=config.init)
+    tokenizer = build_tokenizer(
+        folder / "tokenizer",
+        corpus,
+        config.tokenizer,
+        known=known[1] if known else None,
+    )
     if is_for_chats:
         # Now, not after an hour of pretraining.
         fit_chats(
@@ -210,11 +257,20 @@ def _model_config(config, corpus, tokenizer):
     )
 
 
-def build_tokenizer(folder, corpus, config):
-    """Returns the tokenizer saved in `folder`, trained if there is none."""
+def build_tokenizer(folder, corpus, config, *, known=None):
+    """Returns the tokenizer saved in `folder`, trained if there is none.
+
+    Args:
+        folder: pathlib.Path.
+        corpus: Corpus to train it on.
+        config: TokenizerConfig.
+        known: Tokenizer to save instead of training one.
+    """
     if folder.is_dir():
         read_manifest(folder)
         return load_tokenizer(folder)
+    if known is not None:
+        return _keep_tokenizer(folder, known)
     if config.path:
         tokenizer = open_tokenizer(config.path)
         if tokenizer.kind not in EXACT_KINDS:
@@ -268,14 +324,14 @@ def claim_data(folder, config, *, init=""):
     Args:
         folder: pathlib.Path of the run.
         config: DataConfig.
-        init: str, folder of the model the run starts from, if any.
+        init: str, what the run starts from, if anything.
 
     Raises:
         InputError: naming the folder and the cure.
     """
     text = source_hashes(config)
     if init:
-        text += f"\ninit {file_hash(find_model_folder(init) / MANIFEST)}"
+        text += f"\ninit {pretrained_hash(init)}"
     path = folder / "sources.txt"
     if path.is_file() and path.read_text() != text:
         raise InputError(

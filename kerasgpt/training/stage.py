@@ -16,10 +16,13 @@ import tempfile
 import keras
 import numpy as np
 
+from kerasgpt.checkpoints.adapter import Adapter, save_adapter
 from kerasgpt.checkpoints.model_folder import (
     MODELS,
     build_task,
+    copy_to_host,
     load_model,
+    name_variables,
     save_model,
 )
 from kerasgpt.checkpoints.run_state import (
@@ -41,6 +44,7 @@ from kerasgpt.files import (
     read_json,
     write_json,
 )
+from kerasgpt.models.lora import merge_lora
 from kerasgpt.training.callbacks import ProgressLog
 from kerasgpt.training.distribution import (
     build_strategy,
@@ -300,6 +304,7 @@ def train(
     strategy=None,
     counts_bytes=True,
     build_step=None,
+    lora=None,
     tell=print,
 ):
     """Trains a model in `folder`, or goes on where it was stopped.
@@ -324,6 +329,8 @@ def train(
         counts_bytes: bool. Targets are tokens of texts: report bits per byte.
         build_step: function of what `TrainStep` takes, returns one. `None` =
             that of the backend.
+        lora: LoRAConfig of the model's adapters, which are then kept as
+            `folder/adapter` and merged into `folder/model`. `None` = none.
         tell: function of one str, prints a line.
 
     Returns:
@@ -380,6 +387,7 @@ def train(
             log_folder=folder if is_chief(strategy) else unread,
             counts_bytes=counts_bytes,
             build_step=build_step,
+            lora=lora,
             tell=tell,
             request=request,
             writer=writer,
@@ -460,6 +468,7 @@ class _Stage:
         log_folder,
         counts_bytes,
         build_step,
+        lora,
         tell,
         request,
         writer,
@@ -473,6 +482,7 @@ class _Stage:
         self.order = {"batch_size": batch_size, "seed": seed}
         self.sample = sample
         self.strategy = strategy
+        self.lora = lora
         self.tell = tell
         self.request = request
         self.writer = writer
@@ -704,11 +714,17 @@ class _Stage:
         def write():
             # The model first: if the state is lost, it is found again.
             if is_best:
+                if self.lora:
+                    save_adapter(
+                        self.folder / "adapter",
+                        Adapter(self.lora, state.weights),
+                        step=state.step,
+                    )
                 save_model(
                     self.folder / "model",
                     self.model,
                     self.tokenizer,
-                    weights=state.weights,
+                    weights=self._merged(state.weights),
                     step=state.step,
                 )
             save_run_state(
@@ -743,8 +759,17 @@ class _Stage:
                 self.sampled_model = type(model)(model.config, name=model.name)
                 self.sampled_model.build()
             model = self.sampled_model
-            model.set_weights(self.model.get_weights())
+            weights = self._merged(copy_to_host(self.model.variables))
+            for name, variable in name_variables(model.variables).items():
+                variable.assign(weights[name])
         return self.sample(model)
+
+    def _merged(self, weights):
+        """Returns the weights that a model without adapters would have."""
+        if not self.lora:
+            return weights
+        frozen = copy_to_host(self.model.variables)
+        return merge_lora(frozen, weights, self.lora)
 
     def _row_numbers(self, step):
         numbers = training_row_numbers(

@@ -168,9 +168,7 @@ def test_files_are_as_large_as_they_may_be(tmp_path):
         array.nbytes for array in whole.values()
     )
     files = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert [file.name for file in files][0] == (
-        f"model-00001-of-{len(files):05}.safetensors"
-    )
+    assert files[0].name == (f"model-00001-of-{len(files):05}.safetensors")
     assert len(files) > 2
     found = {}
     for file in files:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from kerasgpt.checkpoints.model_folder import save_model
 from kerasgpt.config import InputError
 from kerasgpt.data.prepare import Corpus, load_corpus
 from kerasgpt.data.shards import load_shards
@@ -393,3 +394,37 @@ def test_damaged_shards_are_made_anew(tmp_path, trained, damage):
     pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
     after = trained[1]["rows"]["train"].token_ids
     np.testing.assert_array_equal(after, before)
+
+
+def test_a_model_goes_on_learning_with_its_tokenizer(tmp_path, trained):
+    first = pretrain.run(tiny(tmp_path / "first"), CORPUS, tell=quiet)
+    save_model(tmp_path / "init", first.model, first.tokenizer)
+    config = pretrain.PretrainConfig(run_dir=str(tmp_path / "more")).override(
+        [f"init={tmp_path / 'init'}", "train.batch_tokens=128"]
+    )
+    result = pretrain.run(config, CORPUS, tell=quiet)
+    assert result.tokenizer.kind == "byte"
+    for one, other in zip(
+        trained[-1]["weights"], trained[0]["weights"], strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    changed = first.model
+    changed.set_weights([weight + 1 for weight in changed.get_weights()])
+    save_model(tmp_path / "init", changed, first.tokenizer)
+    pretrain.run(
+        dataclasses.replace(config, overwrite=True), CORPUS, tell=quiet
+    )
+    np.testing.assert_array_equal(
+        trained[-1]["weights"][0], trained[0]["weights"][0] + 1
+    )
+
+
+def test_what_the_start_brings_cannot_be_set():
+    config = pretrain.PretrainConfig(init="a")
+    for override in ("model.depth=2", "tokenizer.kind=byte"):
+        with pytest.raises(InputError, match="brings its own model"):
+            config.override([override])
+
+
+def quiet(line):
+    pass

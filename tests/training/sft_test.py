@@ -10,7 +10,9 @@ from kerasgpt.checkpoints import load_model
 from kerasgpt.config import InputError
 from kerasgpt.data.prepare import load_corpus
 from kerasgpt.generation import Generator
+from kerasgpt.models.lora import LoRAConfig
 from kerasgpt.training import pretrain, sft, stage
+from tests.conftest import GOLDENS
 from tests.tokenizers.families import put_family
 
 CONTEXT = 64
@@ -269,6 +271,25 @@ def test_a_start_that_was_trained_anew_is_other_data(
     shutil.copytree(result.chat.folder / "model", init)
     with pytest.raises(InputError, match="the data changed"):
         run(start_from(init, tmp_path))
+
+
+def test_adapters_are_trained_beside_the_base(finished, tmp_path, trained):
+    _, result, _ = finished
+    config = start_from(result.base.folder, tmp_path)
+    lines = []
+    tuned = run(config.override(["lora.rank=2"]), tell=lines.append).chat
+    (call,) = trained["chat"]
+    assert call["lora"] == LoRAConfig(rank=2)
+    assert len(tuned.model.trainable_variables) == 4
+    # Two kernels of 16 x 16.
+    assert any("trains 128 parameters beside" in line for line in lines)
+
+
+def test_a_folder_of_transformers_needs_a_tokenizer(tmp_path):
+    config = start_from(GOLDENS / "huggingface" / "gpt2", tmp_path)
+    with pytest.raises(InputError, match="brings no tokenizer"):
+        run(config)
+    assert not (tmp_path / "chat").exists()
 
 
 def test_a_start_that_is_missing_leaves_no_folder(tmp_path):

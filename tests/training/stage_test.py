@@ -10,15 +10,19 @@ import time
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 from tensorboard.backend.event_processing import event_file_loader
 
 from kerasgpt.checkpoints import list_run_states, load_model
+from kerasgpt.checkpoints.adapter import load_adapter, merge_adapters
+from kerasgpt.checkpoints.model_folder import name_variables
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.console import Interrupted
 from kerasgpt.data.packing import pack
 from kerasgpt.data.pipelines import training_row_numbers
 from kerasgpt.files import write_manifest
 from kerasgpt.models import GPTCausalLM
+from kerasgpt.models.lora import LoRAConfig, add_lora
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import stage
 from kerasgpt.training.callbacks import ProgressLog
@@ -105,7 +109,15 @@ class Teller:
 def start(rows, tokenizer):
     """Returns a function that trains a new model, or `model`, in a folder."""
 
-    def start(folder, config=CONFIG, *, told=None, model=None, rows=rows):
+    def start(
+        folder,
+        config=CONFIG,
+        *,
+        told=None,
+        model=None,
+        rows=rows,
+        lora=None,
+    ):
         return train(
             model or build_model(),
             tokenizer,
@@ -115,6 +127,7 @@ def start(rows, tokenizer):
             name="base",
             seed=3,
             sample=lambda model: "a sample",
+            lora=lora,
             tell=told or Teller(),
         )
 
@@ -746,3 +759,50 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
     folder = tmp_path / "file.txt" / "run"
     with pytest.raises(InputError, match="cannot be written: Not a directory"):
         claim_folder(folder, Run(), overwrite=False)
+
+
+def build_adapted(lora):
+    model = build_model()
+    add_lora(model, lora)
+    return model
+
+
+@pytest.mark.parametrize("stop_at", ["base 2/8", "base 6/8"])
+def test_a_stopped_run_of_adapters_goes_on_to_identical_weights(
+    start, tmp_path, stop_at
+):
+    lora = LoRAConfig(rank=2)
+    start(tmp_path / "whole", model=build_adapted(lora), lora=lora)
+    run = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        start(run, model=build_adapted(lora), lora=lora, told=Teller(stop_at))
+    told = Teller()
+    start(run, model=build_adapted(lora), lora=lora, told=told)
+    assert told.has("goes on at step")
+    for one, other in zip(
+        weights(run), weights(tmp_path / "whole"), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    assert last_state(run) == last_state(tmp_path / "whole")
+
+
+def test_adapters_alone_are_in_checkpoints_and_merged_into_the_model(
+    start, tmp_path
+):
+    lora = LoRAConfig(rank=2, targets="up")
+    start(tmp_path, model=build_adapted(lora), lora=lora)
+    state = list_run_states(tmp_path / "checkpoints")[-1]
+    names = safetensors.numpy.load_file(state / "model.safetensors")
+    assert all("lora" in name for name in names) and names
+    base = build_model()
+    before = dict(zip(names_of(base), base.get_weights(), strict=True))
+    merge_adapters(base, [load_adapter(tmp_path)])
+    for one, other in zip(weights(tmp_path), base.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    after = dict(zip(names_of(base), base.get_weights(), strict=True))
+    changed = {n for n in after if not np.array_equal(after[n], before[n])}
+    assert changed == {"backbone/block_0/feed_forward/up/kernel"}
+
+
+def names_of(model):
+    return list(name_variables(model.weights))
