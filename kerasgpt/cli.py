@@ -106,7 +106,15 @@ def run_script(main, config, *, stages, document):
 
 def main():
     """Runs the `kerasgpt` command."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options, more = parser.parse_known_args()
+    # Inputs and settings may stand on both sides of a flag.
+    if more and (
+        "inputs" not in options or any(text[:1] == "-" for text in more)
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        options.inputs += more
 
     def start():
         # Checkpoints are files.

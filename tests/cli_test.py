@@ -90,7 +90,10 @@ def tree(folder):
         ("train.steps=many", ("train.steps must be int", "'many'")),
         ("train.steps=1.5", ("train.steps must be int",)),
         ("train.learning_rate=nan", ("float or none",)),
-        ("tokenizer.kind=morse", ("one of sentence_piece, byte", "'morse'")),
+        (
+            "tokenizer.kind=morse",
+            ("one of sentence_piece, unigram, byte_pair, byte", "'morse'"),
+        ),
         ("overwrite=maybe", ("overwrite must be bool",)),
         ("model=4", ("model is a section", "model.depth=")),
         ("seed.more=4", ("seed is a single value",)),
@@ -721,3 +724,42 @@ def test_a_folder_of_transformers_is_converted(call, elsewhere):
     status, _, err = call("kerasgpt", "generate", "ours", "text")
     assert status == 2 and "holds no tokenizer" in err
     assert "Traceback" not in err
+
+
+def test_a_tokenizer_is_trained_and_compared(call, tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be\n" * 9)
+    (tmp_path / "b.txt").write_text("你好，世界\n" * 9)
+    # Inputs and settings stand on both sides of a flag.
+    status, told, _ = call(
+        *("kerasgpt", "tokenizer", "train", tmp_path / "a.txt"),
+        *("vocabulary_size=280", "--output", tmp_path / "out"),
+        *("kind=byte_pair", tmp_path / "b.txt"),
+    )
+    assert status == 0
+    assert "2 texts" in told
+    assert "280 ids" in told
+    status, told, _ = call(
+        *("kerasgpt", "tokenizer", "compare", tmp_path / "a.txt", "kinds=byte"),
+        f"folders={tmp_path / 'out'}",
+    )
+    assert status == 0
+    assert "| byte 265 |" in told
+    assert f"| {tmp_path / 'out'} 280 |" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "kind=byte", "--output", "out"), "an INPUT is needed"),
+        (("train", "no.txt", "--output", "out"), "no.txt: no such file"),
+        (("train", "no.txt", "--output", "out", "-z"), "unrecognized"),
+        (("train", "no.txt"), "--output"),
+        (("compare", "no.txt", "kind=byte"), "there is no setting kind"),
+    ],
+)
+def test_a_tokenizer_command_that_cannot_be_is_refused(call, arguments, words):
+    assert_refused(call("kerasgpt", "tokenizer", *arguments), words)
+
+
+def test_extra_words_of_other_commands_are_refused(call):
+    assert_refused(call("kerasgpt", "plan", "a=1", "--zz"), "unrecognized")
