@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import os
+import pathlib
+import re
 import sys
 
 from kerasgpt.console import guard, quiet_libraries, settings_table
@@ -16,7 +18,7 @@ with quiet_libraries():
         tensorflow.constant(0)
     importlib.import_module("tensorflow_text")
 
-from kerasgpt.checkpoints.model_folder import load_model
+from kerasgpt.checkpoints.model_folder import load_model, load_tokenizer
 from kerasgpt.checkpoints.run_state import (
     find_state_folders,
     list_run_states,
@@ -25,7 +27,10 @@ from kerasgpt.checkpoints.run_state import (
     step_of,
 )
 from kerasgpt.config import InputError
+from kerasgpt.data import preparation
 from kerasgpt.data.formats import is_unicode
+from kerasgpt.data.report import write_data_report
+from kerasgpt.files import read_json
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
@@ -135,6 +140,8 @@ def _parser():
     )
     command.set_defaults(run=_checkpoint)
 
+    _add_data(commands.add_parser("data", help="prepare files for training"))
+
     command = commands.add_parser(
         "plan",
         help="tell what experiments/run_sft.py would cost",
@@ -171,6 +178,54 @@ def _parser():
     _add_serving(command)
     command.set_defaults(run=_serve)
     return parser
+
+
+def _add_data(parser):
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "prepare",
+        help="clean, deduplicate, split and write training data",
+        epilog="example: kerasgpt data prepare raw/ --output ready; then "
+        "python experiments/run_pretrain.py data.path=ready",
+    )
+    command.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="file, folder, glob, tfds:…"
+    )
+    # Settings may stand behind an option's value, where argparse looks for no
+    # more positional arguments.
+    command.add_argument(
+        "--output",
+        nargs="+",
+        default=[],
+        metavar=("DIR", "key=value"),
+        help="gets shards and their manifest; settings: see --settings",
+    )
+    command.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar=("FILE", "key=value"),
+        help="settings as JSON",
+    )
+    command.add_argument(
+        "--settings", action="store_true", help="list all settings and exit"
+    )
+    command.set_defaults(run=_prepare_data)
+
+    command = commands.add_parser(
+        "report", help="write DIR/report/report.html and report.md"
+    )
+    command.add_argument("folder", metavar="DIR")
+    command.add_argument(
+        "--tokenizer", metavar="FOLDER", help="run or model folder: for tokens"
+    )
+    command.add_argument(
+        "--parameters",
+        type=float,
+        default=0,
+        help="of the model, such as 124e6: for epochs",
+    )
+    command.set_defaults(run=_report_data)
 
 
 def _add_serving(command):
@@ -336,6 +391,42 @@ def _serve(options):
         print("\n".join(lines(config)))
     else:
         server.serve(config)
+
+
+def _prepare_data(options):
+    if options.settings:
+        print(settings_table(preparation.PreparationConfig()))
+        return
+    paths, settings = [], []
+    for text in options.inputs + options.output[1:] + options.config[1:]:
+        is_setting = re.match(r"[a-z_.]+=", text) and not os.path.exists(text)
+        (settings if is_setting else paths).append(text)
+    if not paths or not options.output:
+        raise InputError(
+            "data prepare needs INPUT and --output DIR; see kerasgpt data "
+            "prepare --help."
+        )
+    config = preparation.PreparationConfig()
+    if options.config:
+        config = config.from_dict(read_json(options.config[0]))
+    config = config.override(settings)
+    preparation.prepare_files(paths, options.output[0], config)
+    print(f"kerasgpt data report {options.output[0]} tells more.")
+
+
+def _report_data(options):
+    tokenizer = None
+    if options.tokenizer:
+        folder = pathlib.Path(options.tokenizer)
+        inner = folder / "tokenizer"
+        tokenizer = load_tokenizer(inner if inner.is_dir() else folder)
+    print(
+        write_data_report(
+            options.folder,
+            tokenizer=tokenizer,
+            num_parameters=int(options.parameters),
+        )
+    )
 
 
 def _plan(options):

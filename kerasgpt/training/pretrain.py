@@ -194,6 +194,7 @@ def _prepare(config, corpus, folder, *, is_for_chats):
         tokenizer,
         folder / "data",
         validation_fraction=config.data.validation_fraction,
+        is_validation=corpus.is_validation_document,
     )
 
 
