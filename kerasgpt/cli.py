@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import pathlib
 import sys
 
 from kerasgpt.console import guard, quiet_libraries, settings_table
@@ -32,7 +33,7 @@ except (ImportError, ValueError):
     sys.exit(2)
 
 from kerasgpt.checkpoints.exchange import convert
-from kerasgpt.checkpoints.model_folder import load_model
+from kerasgpt.checkpoints.model_folder import load_model, load_tokenizer
 from kerasgpt.checkpoints.run_state import (
     find_state_folders,
     list_run_states,
@@ -41,8 +42,11 @@ from kerasgpt.checkpoints.run_state import (
     step_of,
 )
 from kerasgpt.config import InputError
+from kerasgpt.data import preparation
 from kerasgpt.data.formats import is_unicode
+from kerasgpt.data.report import write_data_report
 from kerasgpt.evaluation.classification import class_probabilities
+from kerasgpt.files import read_json
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
@@ -52,6 +56,7 @@ from kerasgpt.training import tokenizer as tokenizer_stage
 from kerasgpt.training.distribution import build_strategy, is_tensorflow
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
 
+PREPARE_DATA = preparation.PreparationConfig()
 TRAIN_TOKENIZER = tokenizer_stage.TrainTokenizerConfig()
 COMPARE_TOKENIZERS = tokenizer_stage.CompareTokenizersConfig()
 
@@ -215,6 +220,8 @@ def _parser():
     )
     command.set_defaults(run=_checkpoint)
 
+    _add_data(commands.add_parser("data", help="prepare files for training"))
+
     command = commands.add_parser(
         "plan",
         help="tell what experiments/run_sft.py would cost",
@@ -270,12 +277,7 @@ def _add_tokenizer(command):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=f"settings, written key=value:\n{settings_table(config)}",
         )
-        action.add_argument(
-            "inputs",
-            nargs="+",
-            metavar="INPUT | key=value",
-            help="files, folders, globs, tfds:NAME; and settings",
-        )
+        _add_inputs(action)
         if name == "train":
             action.add_argument("--output", required=True, metavar="DIR")
             action.add_argument("--overwrite", action="store_true")
@@ -283,12 +285,7 @@ def _add_tokenizer(command):
 
 
 def _tokenizer(options):
-    inputs, settings = [], []
-    for text in options.inputs:
-        is_setting = "=" in text and not os.path.lexists(text)
-        (settings if is_setting else inputs).append(text)
-    if not inputs:
-        raise InputError("an INPUT is needed: a file, a folder or tfds:NAME.")
+    inputs, settings = _inputs_and_settings(options)
     config = options.config.override(settings)
     if options.action == "compare":
         tokenizer_stage.compare(inputs, config)
@@ -296,6 +293,57 @@ def _tokenizer(options):
         tokenizer_stage.train(
             inputs, options.output, config, overwrite=options.overwrite
         )
+
+
+def _add_data(parser):
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "prepare",
+        help="clean, deduplicate, split and write training data",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: kerasgpt data prepare raw/ --output ready\n"
+        "         python experiments/run_pretrain.py data.path=ready\n\n"
+        f"settings, written key=value:\n{settings_table(PREPARE_DATA)}",
+    )
+    _add_inputs(command)
+    command.add_argument("--output", required=True, metavar="DIR")
+    command.add_argument("--config", metavar="FILE", help="settings as JSON")
+    command.set_defaults(run=_prepare_data)
+
+    command = commands.add_parser(
+        "report", help="write DIR/report/report.html and report.md"
+    )
+    command.add_argument("folder", metavar="DIR")
+    command.add_argument(
+        "--tokenizer", metavar="FOLDER", help="run or model folder: for tokens"
+    )
+    command.add_argument(
+        "--parameters",
+        type=float,
+        default=0,
+        help="of the model, such as 124e6: for epochs",
+    )
+    command.set_defaults(run=_report_data)
+
+
+def _add_inputs(command):
+    command.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT | key=value",
+        help="files, folders, globs, tfds:NAME; and settings",
+    )
+
+
+def _inputs_and_settings(options):
+    """Returns two lists of str: what `_add_inputs` took."""
+    inputs, settings = [], []
+    for text in options.inputs:
+        is_setting = "=" in text and not os.path.lexists(text)
+        (settings if is_setting else inputs).append(text)
+    if not inputs:
+        raise InputError("an INPUT is needed: a file, a folder or tfds:NAME.")
+    return inputs, settings
 
 
 def _add_serving(command):
@@ -482,6 +530,31 @@ def _serve(options):
         print("\n".join(lines(config)))
     else:
         server.serve(config)
+
+
+def _prepare_data(options):
+    inputs, settings = _inputs_and_settings(options)
+    config = PREPARE_DATA
+    if options.config:
+        config = config.from_dict(read_json(options.config))
+    config = config.override(settings)
+    preparation.prepare_files(inputs, options.output, config)
+    print(f"kerasgpt data report {options.output} tells more.")
+
+
+def _report_data(options):
+    tokenizer = None
+    if options.tokenizer:
+        folder = pathlib.Path(options.tokenizer)
+        inner = folder / "tokenizer"
+        tokenizer = load_tokenizer(inner if inner.is_dir() else folder)
+    print(
+        write_data_report(
+            options.folder,
+            tokenizer=tokenizer,
+            num_parameters=int(options.parameters),
+        )
+    )
 
 
 def _plan(options):

@@ -573,6 +573,43 @@ def test_no_checkpoint_and_none_to_keep_are_refused(call, states, tmp_path):
     assert_refused(result, "--keep must be at least 1")
 
 
+def test_data_are_prepared_and_reported(call, tmp_path):
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text(
+        "".join(json.dumps({"text": f"Text {n}."}) + "\n" for n in range(9))
+    )
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"split": {"validation_fraction": 0.0}}')
+    prepare = ("data", "prepare", raw, "--output", "ready", "num_workers=1")
+    status, out, err = call("kerasgpt", *prepare, "--config", settings)
+    assert (status, err) == (0, "")
+    assert "9 documents for train" in out
+    status, out, _ = call("kerasgpt", "data", "report", "ready")
+    assert status == 0
+    assert pathlib.Path(out.strip()).is_file()
+    # Other settings than the file's.
+    assert_refused(
+        call("kerasgpt", *prepare), "prepared with other settings", "overwrite"
+    )
+
+
+def test_data_that_cannot_be_prepared_are_refused(call, tmp_path):
+    prepare = ("data", "prepare", "--output", "ready")
+    assert_refused(call("kerasgpt", *prepare), "INPUT")
+    assert_refused(call("kerasgpt", *prepare, "num_workers=1"), "an INPUT is")
+    assert_refused(
+        call("kerasgpt", *prepare, tmp_path / "no.txt"), "no such file"
+    )
+    assert_refused(
+        call("kerasgpt", *prepare, tmp_path, "cleaning.html=true"),
+        "there is no setting cleaning.html",
+    )
+    assert_refused(call("kerasgpt", "data", "report", tmp_path), "no prepared")
+    status, out, _ = call("kerasgpt", "data", "prepare", "--help")
+    assert status == 0
+    assert "cleaning.quality.min_words" in out
+
+
 def test_plan_tells_what_would_not_fit_and_what_would(call):
     status, out, err = call("kerasgpt", "plan", "model.depth=300")
     assert (status, err) == (0, "")
