@@ -10,6 +10,7 @@ import textwrap
 import pytest
 
 from kerasgpt.training.distribution import read_cluster
+from kerasgpt.training.sft import SFTConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -91,3 +92,12 @@ def test_documents_name_files_that_exist():
             r"(?:kerasgpt|experiments|tests|docs)/\S+\.\w+", text
         ):
             assert (ROOT / name).is_file(), f"{document.name}: {name}"
+
+
+def test_the_settings_that_are_told_are_there():
+    known = {key for key, *_ in SFTConfig().describe()}
+    text = (DOCS / "training_settings.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if "|" in line][2:]
+    assert len(rows) > 20
+    for _, _, ours, *_ in rows:
+        assert set(re.findall(r"`([\w.]+)`", ours)) <= known, ours

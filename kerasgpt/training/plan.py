@@ -249,6 +249,13 @@ def plan_run(
             *(f"  {' '.join(overrides)}" for overrides in cures),
         ]
     lines += ["", *_gpu_lines(plans, gpus, gpu_peak_fraction)]
+    for name, plan in plans.items():
+        if plan.train.epochs is not None:
+            lines.append(
+                f"{name}: how many steps {plan.train.epochs:g} epochs are is "
+                f"known once the data are read; told for {name}.steps="
+                f"{plan.train.steps:,}."
+            )
     is_own = not getattr(config, "init", "") and config.data.path
     if is_own and not config.model.context_length:
         lines.append(

@@ -84,6 +84,9 @@ class TrainConfig(Config):
     """How one stage is trained."""
 
     steps: int = setting(1000, "optimizer updates", unit="steps", minimum=1)
+    epochs: float | None = setting(
+        None, "passes over the training rows, in place of steps", minimum=1e-6
+    )
     batch_tokens: int = setting(
         2048,
         "positions of one update; a multiple of the context",
@@ -177,6 +180,21 @@ class TrainConfig(Config):
     jit_compile: bool | None = setting(
         None, "compile the step with XLA; none = on one device"
     )
+
+    def for_batches(self, num_batches):
+        """Returns the config with the steps that its epochs take.
+
+        Args:
+            num_batches: float. Training rows over those of one update.
+
+        Example:
+            >>> TrainConfig(epochs=3).for_batches(10.5).steps
+            32
+        """
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * num_batches)
+        return dataclasses.replace(self, steps=steps, epochs=None)
 
     def peak_learning_rate(self, model_dim):
         """Returns the set rate, or the one a model of this width takes."""
@@ -362,6 +380,7 @@ def train(
             f"batch_tokens={config.batch_tokens}: is less than one row of "
             f"{row_length} tokens; raise it or lower model.context_length."
         )
+    config = config.for_batches(len(rows["train"]) / batch_size)
     check_rows(
         batch_size,
         replicas=num_shares(strategy),
