@@ -21,16 +21,24 @@ from experiments.benchmarks.workers.tokenizer_task import (
 from kerasgpt.tokenizers.huggingface import load_huggingface_tokenizer
 from kerasgpt.tokenizers.kinds import train_tokenizer
 
-BATCH = 64
+BATCH = 32
 
 
 def in_tf_data(encode_strings, texts):
-    """Returns a function that encodes texts in tf.data, one thread."""
+    """Returns a function that encodes texts in tf.data, one thread.
+
+    One iterator goes round and round, as a new one would compile its graph
+    anew; it computes a batch when it is asked for it and none ahead.
+    """
     dataset = tf.data.Dataset.from_tensor_slices(tf.constant(texts))
-    dataset = dataset.batch(BATCH).map(encode_strings, num_parallel_calls=1)
+    dataset = dataset.batch(BATCH).map(encode_strings).repeat()
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    batches = iter(dataset.with_options(options))
+    num_batches = -(-len(texts) // BATCH)
 
     def encode():
-        return [row for batch in dataset for row in _rows(batch)]
+        return [row for _ in range(num_batches) for row in _rows(next(batches))]
 
     return encode
 
