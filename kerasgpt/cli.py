@@ -1,6 +1,7 @@
 """Owns the command line: parse, one call."""
 
 import argparse
+import functools
 import importlib
 import os
 import pathlib
@@ -28,6 +29,7 @@ from kerasgpt.checkpoints.run_state import (
 )
 from kerasgpt.config import InputError
 from kerasgpt.data import preparation
+from kerasgpt.data.beam_runner import stage_by_beam
 from kerasgpt.data.formats import is_unicode
 from kerasgpt.data.report import write_data_report
 from kerasgpt.files import read_json
@@ -206,6 +208,19 @@ def _add_data(parser):
         default=[],
         metavar=("FILE", "key=value"),
         help="settings as JSON",
+    )
+    command.add_argument(
+        "--runner",
+        choices=("local", "beam"),
+        default="local",
+        help="beam: inputs are cleaned by Apache Beam",
+    )
+    command.add_argument(
+        "--beam",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="such as --beam=--runner=FlinkRunner; default DirectRunner",
     )
     command.add_argument(
         "--settings", action="store_true", help="list all settings and exit"
@@ -410,7 +425,12 @@ def _prepare_data(options):
     if options.config:
         config = config.from_dict(read_json(options.config[0]))
     config = config.override(settings)
-    preparation.prepare_files(paths, options.output[0], config)
+    stage_all = None
+    if options.runner == "beam":
+        stage_all = functools.partial(stage_by_beam, options=options.beam)
+    preparation.prepare_files(
+        paths, options.output[0], config, stage_all=stage_all
+    )
     print(f"kerasgpt data report {options.output[0]} tells more.")
 
 
