@@ -1,6 +1,7 @@
 """Owns the command line: parse, one call."""
 
 import argparse
+import functools
 import importlib
 import os
 import pathlib
@@ -43,6 +44,7 @@ from kerasgpt.checkpoints.run_state import (
 )
 from kerasgpt.config import InputError
 from kerasgpt.data import preparation
+from kerasgpt.data.beam_runner import stage_by_beam
 from kerasgpt.data.formats import is_unicode
 from kerasgpt.data.report import write_data_report
 from kerasgpt.evaluation.classification import class_probabilities
@@ -308,6 +310,19 @@ def _add_data(parser):
     _add_inputs(command)
     command.add_argument("--output", required=True, metavar="DIR")
     command.add_argument("--config", metavar="FILE", help="settings as JSON")
+    command.add_argument(
+        "--runner",
+        choices=("local", "beam"),
+        default="local",
+        help="beam: inputs are cleaned by Apache Beam",
+    )
+    command.add_argument(
+        "--beam",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="such as --beam=--runner=FlinkRunner; default DirectRunner",
+    )
     command.set_defaults(run=_prepare_data)
 
     command = commands.add_parser(
@@ -538,7 +553,12 @@ def _prepare_data(options):
     if options.config:
         config = config.from_dict(read_json(options.config))
     config = config.override(settings)
-    preparation.prepare_files(inputs, options.output, config)
+    stage_all = None
+    if options.runner == "beam":
+        stage_all = functools.partial(stage_by_beam, options=options.beam)
+    preparation.prepare_files(
+        inputs, options.output, config, stage_all=stage_all
+    )
     print(f"kerasgpt data report {options.output} tells more.")
 
 

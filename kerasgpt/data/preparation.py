@@ -1,10 +1,10 @@
 """Owns raw files -> a folder of prepared data: the order of the work.
 
 Not: any step of it (staging.py, deduplication.py, contamination.py,
-mixture.py), nor what the folder looks like (prepared.py).
+mixture.py, augmentation.py), nor what the folder looks like (prepared.py).
 
     read -> clean -> hash            each input by itself, kept in DIR/.staged
-    duplicates -> overlap with evaluation -> split -> copies -> shards
+    duplicates -> overlap with evaluation -> split -> copies -> variations
 """
 
 import collections
@@ -14,6 +14,7 @@ import pathlib
 import shutil
 
 from kerasgpt.config import Config, InputError, setting
+from kerasgpt.data.augmentation import AugmentationConfig, vary_row
 from kerasgpt.data.cleaning import CleaningConfig
 from kerasgpt.data.contamination import ContaminationConfig, Evaluation
 from kerasgpt.data.deduplication import (
@@ -33,12 +34,13 @@ from kerasgpt.data.prepared import (
     SPLITS,
     RowWriter,
     ShardWriter,
+    content_key,
     row_text,
     split_of,
     write_prepared_manifest,
 )
 from kerasgpt.data.rows import TFDS_PREFIX
-from kerasgpt.data.sources import SourceConfig, find_inputs
+from kerasgpt.data.sources import SourceConfig, find_inputs, read_text
 from kerasgpt.data.staging import (
     EXAMPLE_CHARACTERS,
     Counts,
@@ -99,6 +101,9 @@ class PreparationConfig(Config):
     )
     split: SplitConfig = setting(SplitConfig(), "what is held out")
     mixture: MixtureConfig = setting(MixtureConfig(), "weights of sources")
+    augmentation: AugmentationConfig = setting(
+        AugmentationConfig(), "variations of the training split"
+    )
     shard_bytes: int = setting(
         SHARD_BYTES, "JSON in a shard, before zstd", unit="bytes", minimum=1
     )
@@ -111,7 +116,9 @@ class PreparationConfig(Config):
         )
 
 
-def prepare_files(paths, output, config, *, stage_all=None, tell=print):
+def prepare_files(
+    paths, output, config, *, stage_all=None, translate_back=None, tell=print
+):
     """Reads, cleans, deduplicates, splits and writes; returns the manifest.
 
     Inputs that were staged before, with the same content and settings, are not
@@ -126,6 +133,8 @@ def prepare_files(paths, output, config, *, stage_all=None, tell=print):
         config: PreparationConfig.
         stage_all: function of (list of (Input, folder), StagingConfig, number
             of processes, tell) that stages them; `None` = processes here.
+        translate_back: as in `augmentation.vary_row`; no setting, so that the
+            caller answers for its being the same the next time.
         tell: function of one str, prints a line.
 
     Returns:
@@ -161,7 +170,14 @@ def prepare_files(paths, output, config, *, stage_all=None, tell=print):
     for item in skipped:
         counts.add_left_out("skipped", item.reason, item.location, item.reason)
     statistics, files = _write_shards(
-        folder, inputs, folders, config, evaluation, counts, skipped
+        folder,
+        inputs,
+        folders,
+        config,
+        evaluation,
+        counts,
+        skipped,
+        translate_back,
     )
     statistics.update(dataclasses.asdict(counts))
     write_prepared_manifest(
@@ -255,8 +271,13 @@ def _settings(config):
         for key, _, _, value, _ in config.describe()
         if key not in FREE
     }
-    if config.cleaning.word_list:
-        settings["word_list sha256"] = file_hash(config.cleaning.word_list)
+    for name, path in (
+        ("word_list", config.cleaning.word_list),
+        ("synonyms", config.augmentation.synonyms),
+    ):
+        if path:
+            # Read, so that one that cannot be is told in our words.
+            settings[f"{name} sha256"] = content_key(read_text(path))
     return settings
 
 
@@ -283,7 +304,16 @@ def _check_outside(inputs, folder):
             )
 
 
-def _write_shards(folder, inputs, folders, config, evaluation, counts, skipped):
+def _write_shards(
+    folder,
+    inputs,
+    folders,
+    config,
+    evaluation,
+    counts,
+    skipped,
+    translate_back,
+):
     """Writes the shards; returns (statistics, dict of file to SHA-256)."""
     exact, near = ExactDuplicates(), NearDuplicates(config.near)
     for staged in folders:
@@ -359,6 +389,12 @@ def _write_shards(folder, inputs, folders, config, evaluation, counts, skipped):
                 for _ in range(copies):
                     writers[kind, split].write(row)
                 tally.add(row, text, kind, split, copies)
+                if split == "train" and copies:
+                    for varied in vary_row(
+                        row, config.augmentation, translate_back=translate_back
+                    ):
+                        writers[kind, split].write(varied)
+                        tally.add(varied, row_text(varied), kind, split, 1)
     files = {}
     for writer in writers.values():
         writer.close()

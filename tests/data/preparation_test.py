@@ -281,6 +281,21 @@ def test_weights_say_how_often_a_source_is_learned_from(raw, tmp_path):
         run(paths, tmp_path / "none", "mixture.weights=wiki=2")
 
 
+def test_variations_are_of_the_training_split_only(raw, tmp_path):
+    settings = ["split.validation_fraction=0.3", "augmentation.swap_rate=0.2"]
+    run([raw], tmp_path / "plain", *settings)
+    varied = tmp_path / "varied"
+    run([raw], varied, *settings, "augmentation.num_variations=2")
+    for split in ("train", "validation"):
+        before = texts(tmp_path / "plain", splits=(split,))
+        after = texts(varied, splits=(split,))
+        assert set(before) <= set(after)
+        if split == "validation":
+            assert after == before
+        else:
+            assert 2 * len(before) < len(after) <= 3 * len(before)
+
+
 def test_shards_are_cut_and_their_order_is_kept(raw, tmp_path):
     run([raw / "en.jsonl"], tmp_path / "whole", "split.validation_fraction=0")
     cut = tmp_path / "cut"
