@@ -14,13 +14,27 @@ from kerasgpt.files import (
     write_json,
     write_manifest,
 )
+from kerasgpt.models.encoder import EncoderConfig, MaskedLM
+from kerasgpt.models.encoder_decoder import EncoderDecoderConfig, Seq2SeqLM
 from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
+from kerasgpt.models.recurrent import RecurrentCausalLM, RecurrentConfig
 from kerasgpt.tokenizers.byte import ByteTokenizer
 from kerasgpt.tokenizers.sentence_piece import SentencePieceTokenizer
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+# kind -> (configuration, task model). config.json names the kind, where it is
+# not the first.
+MODELS = {
+    "gpt": (GPTConfig, GPTCausalLM),
+    "recurrent": (RecurrentConfig, RecurrentCausalLM),
+    "encoder": (EncoderConfig, MaskedLM),
+    "encoder_decoder": (EncoderDecoderConfig, Seq2SeqLM),
+}
+KIND_KEY = "kind_of_model"
+# Those that continue a text.
+CAUSAL_KINDS = ("gpt", "recurrent")
 # What Keras calls the state of every seed generator, dropout's for example.
 SEED_NAME = "seed_generator_state"
 TOKENIZERS = {
@@ -36,7 +50,7 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
 
     Args:
         folder: str or Path, replaced if it exists.
-        model: GPTCausalLM.
+        model: task model, one of `MODELS`.
         tokenizer: Tokenizer.
         weights: dict of arrays, as `copy_to_host` gives. `None` = those that
             the model holds now.
@@ -46,12 +60,34 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
         weights = copy_to_host(model.variables)
     with atomic_folder(folder, overwrite=True) as temporary:
         save_weights(temporary / WEIGHTS_FILE, weights)
-        write_json(temporary / CONFIG_FILE, model.config.to_dict())
+        kind = kind_of(model.config)
+        named = {} if kind == "gpt" else {KIND_KEY: kind}
+        write_json(temporary / CONFIG_FILE, {**named, **model.config.to_dict()})
         save_tokenizer(temporary, tokenizer)
         write_manifest(temporary, **facts)
 
 
-def load_model(folder):
+def kind_of(config):
+    """Returns the key in `MODELS` of a model's configuration."""
+    return next(
+        kind for kind, (cls, _) in MODELS.items() if type(config) is cls
+    )
+
+
+def build_task(config, **settings):
+    """Returns the task model of a configuration, built.
+
+    Args:
+        config: configuration, one of `MODELS`.
+        **settings: further arguments of the model.
+    """
+    kind = kind_of(config)
+    model = MODELS[kind][1](config, name=kind, **settings)
+    model.build()
+    return model
+
+
+def load_model(folder, *, kinds=CAUSAL_KINDS):
     """Returns (model, tokenizer) of a folder, after checking every hash.
 
     Nothing in the folder is executed: the model is rebuilt from its JSON
@@ -60,13 +96,15 @@ def load_model(folder):
     Args:
         folder: str or Path: a model folder, or a run folder that holds one
             named "model".
+        kinds: tuple of str. Keys of `MODELS` that can be used.
 
     Raises:
-        InputError: if a file is missing, damaged or of another shape.
+        InputError: if a file is missing, damaged or of another shape, or the
+            model is of another kind.
     """
     folder = find_model_folder(folder)
     read_manifest(folder, required=(WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE))
-    config = load_config(folder)
+    config = load_config(folder, kinds=kinds)
     path = folder / WEIGHTS_FILE
     # Before a configuration can ask for more memory than there is.
     if path.stat().st_size < config.num_parameters:
@@ -74,8 +112,7 @@ def load_model(folder):
             f"{path}: is too small for the {config.num_parameters:,} "
             f"parameters of {CONFIG_FILE}."
         )
-    model = GPTCausalLM(config, name="gpt")
-    model.build()
+    model = build_task(config)
     load_weights(path, model.variables)
     return model, load_tokenizer(folder)
 
@@ -96,15 +133,29 @@ def find_model_folder(folder):
     )
 
 
-def load_config(folder):
-    """Returns the GPTConfig of a model folder.
+def load_config(folder, *, kinds=("gpt",)):
+    """Returns the configuration of a model folder.
+
+    Args:
+        folder: str or Path.
+        kinds: tuple of str. Keys of `MODELS` that can be used.
 
     Raises:
-        InputError: if it is missing, or its values do not fit together.
+        InputError: if it is missing or of another kind, or its values do not
+            fit together.
     """
     path = pathlib.Path(folder) / CONFIG_FILE
+    values = read_json(path)
+    kind = "gpt"
+    if isinstance(values, dict):
+        kind = values.pop(KIND_KEY, kind)
+    if kind not in kinds:
+        raise InputError(
+            f"{path}: describes a model of kind {kind!r}; this needs one of "
+            f"{', '.join(kinds)}."
+        )
     try:
-        return GPTConfig.from_dict(read_json(path))
+        return MODELS[kind][0].from_dict(values)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -111,7 +111,7 @@ def _markdown(scores, metrics, facts, plots, failures):
 
 
 def _plot_tasks(folder, scores):
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     names = list(scores)
     tasks = list(scores[names[-1]]["tasks"])
     figure, axes = pyplot.subplots(figsize=(8, 0.3 * len(tasks) * 1.2 + 1.5))
@@ -128,11 +128,11 @@ def _plot_tasks(folder, scores):
     axes.set_xlabel("held-out exact match")
     # Above the bars: a full bar would be hidden behind it.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
-    return _save(figure, folder / "tasks.png")
+    return save_figure(figure, folder / "tasks.png")
 
 
 def _plot_curves(folder, curves):
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     figure, all_axes = pyplot.subplots(
         1, len(curves), figsize=(5 * len(curves), 4), squeeze=False
     )
@@ -157,10 +157,11 @@ def _plot_curves(folder, curves):
         axes.set_ylabel("loss, nats a token")
         axes.set_yscale("log")
         axes.legend()
-    return _save(figure, folder / "curves.png")
+    return save_figure(figure, folder / "curves.png")
 
 
-def _pyplot():
+def load_pyplot():
+    """Returns matplotlib.pyplot, which draws into files alone."""
     # Slow to import, and needed when a run ends only; Agg needs no screen.
     import matplotlib
 
@@ -170,8 +171,9 @@ def _pyplot():
     return matplotlib.pyplot
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Writes a figure, closes it and returns the name of its file."""
     figure.tight_layout()
     figure.savefig(path, dpi=100)
-    _pyplot().close(figure)
+    load_pyplot().close(figure)
     return path.name

@@ -15,7 +15,12 @@ import tempfile
 import keras
 import numpy as np
 
-from kerasgpt.checkpoints.model_folder import load_model, save_model
+from kerasgpt.checkpoints.model_folder import (
+    MODELS,
+    build_task,
+    load_model,
+    save_model,
+)
 from kerasgpt.checkpoints.run_state import (
     STATES_FOLDER,
     RunState,
@@ -35,7 +40,6 @@ from kerasgpt.files import (
     read_json,
     write_json,
 )
-from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.training.callbacks import ProgressLog
 from kerasgpt.training.distribution import (
     build_strategy,
@@ -182,7 +186,7 @@ class StageResult:
     """What a stage leaves behind.
 
     Attributes:
-        model: GPTCausalLM with the weights of the best validation.
+        model: task model with the weights of the best validation.
         tokenizer: Tokenizer.
         folder: pathlib.Path, with `model/` in it.
         metrics: dict of the best validation: step, loss, accuracy,
@@ -259,10 +263,10 @@ def _flat(values, prefix=""):
 
 
 def build_model(model_config, config, strategy):
-    """Returns a GPTCausalLM to be trained, with fresh weights.
+    """Returns a task model to be trained, with fresh weights.
 
     Args:
-        model_config: GPTConfig.
+        model_config: GPTConfig, or another of a task model.
         config: TrainConfig.
         strategy: tf.distribute.Strategy.
 
@@ -271,16 +275,12 @@ def build_model(model_config, config, strategy):
     """
     try:
         with strategy.scope():
-            model = GPTCausalLM(
-                model_config,
-                rematerialize=config.rematerialize,
-                dtype=config.precision,
-                name="gpt",
-            )
-            model.build()
+            settings = {"dtype": config.precision}
+            if config.rematerialize:
+                settings["rematerialize"] = True
+            return build_task(model_config, **settings)
     except ValueError as error:
         raise InputError(f"model: {error}") from error
-    return model
 
 
 def train(
@@ -304,9 +304,10 @@ def train(
     and tells.
 
     Args:
-        model: GPTCausalLM, see `build_model`.
+        model: task model, see `build_model`.
         tokenizer: Tokenizer.
-        rows: dict of "train" and "validation" PackedRows.
+        rows: dict of "train" and "validation" rows: PackedRows, MaskedRows or
+            PairRows.
         config: TrainConfig.
         folder: str or Path.
         name: str, shown in progress lines.
@@ -394,7 +395,7 @@ def train(
 
 
 def _result(folder, is_chief):
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(folder, kinds=tuple(MODELS))
     metrics = read_json(folder / "result.json")
     return StageResult(model, tokenizer, folder, metrics, is_chief)
 
@@ -766,7 +767,12 @@ def _compile(model, tokenizer, config, strategy):
         step_model = TrainStep(
             model,
             clip_norm=config.clip_norm,
-            token_bytes=tokenizer.token_bytes,
+            # Ids after the tokenizer's are marks of the model's own.
+            token_bytes=[
+                *tokenizer.token_bytes,
+                *[0]
+                * (model.config.vocabulary_size - len(tokenizer.token_bytes)),
+            ],
             accumulate_steps=config.accumulate_steps,
         )
         step_model.build()

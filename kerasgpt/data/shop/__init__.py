@@ -6,6 +6,7 @@ from kerasgpt.data.shop.chats import (
     generate_questions,
 )
 from kerasgpt.data.shop.documents import generate_documents
+from kerasgpt.data.shop.pairs import generate_pairs
 from kerasgpt.data.shop.world import World, build_world
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "build_world",
     "generate_chats",
     "generate_documents",
+    "generate_pairs",
     "generate_questions",
 ]
