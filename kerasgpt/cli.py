@@ -48,7 +48,9 @@ from kerasgpt.data.beam_runner import stage_by_beam
 from kerasgpt.data.formats import is_unicode
 from kerasgpt.data.report import write_data_report
 from kerasgpt.evaluation.classification import class_probabilities
+from kerasgpt.evaluation.mask_filling import MaskFiller
 from kerasgpt.files import read_json
+from kerasgpt.generation.beam import Translator
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
@@ -179,6 +181,32 @@ def _parser():
         "--top", type=int, default=3, help="classes shown; default %(default)s"
     )
     command.set_defaults(run=_classify)
+
+    command = commands.add_parser(
+        "fill-mask",
+        help="fill in what a text leaves out",
+        epilog='example: kerasgpt fill-mask runs/mlm "It is [MASK]."',
+    )
+    command.add_argument("folder", help="run of experiments/run_mlm.py")
+    command.add_argument("text", help="with [MASK] where something is missing")
+    command.add_argument(
+        "--count", type=int, default=5, help="how many; default %(default)s"
+    )
+    command.add_argument(
+        "--most-tokens",
+        type=int,
+        default=6,
+        help="longest filling of a mask; default %(default)s",
+    )
+    command.set_defaults(run=_fill_mask)
+
+    command = commands.add_parser("translate", help="translate a text")
+    command.add_argument("folder", help="run of experiments/run_translate.py")
+    command.add_argument("text", help="in either language of the model")
+    command.add_argument(
+        "--num-beams", type=int, default=4, help="1 = greedy; default 4"
+    )
+    command.set_defaults(run=_translate)
 
     command = commands.add_parser(
         "export", help="write a SavedModel for TF Serving"
@@ -477,8 +505,29 @@ def _classify(options):
         print("  ".join(f"{labels[i]} {row[i]:.1%}" for i in shown))
 
 
+def _fill_mask(options):
+    if not is_unicode(options.text):
+        raise InputError("the text is no valid UTF-8.")
+    if min(options.count, options.most_tokens) < 1:
+        raise InputError("--count and --most-tokens must be at least 1.")
+    filler = MaskFiller(*load_model(options.folder, kinds=("encoder",)))
+    for filling in filler.fill(
+        options.text, count=options.count, most_tokens=options.most_tokens
+    ):
+        print(f"{filling.score:8.3f}  {filling.text}")
+
+
+def _translate(options):
+    if not is_unicode(options.text):
+        raise InputError("the text is no valid UTF-8.")
+    translator = Translator(
+        *load_model(options.folder, kinds=("encoder_decoder",))
+    )
+    print(translator.translate([options.text], num_beams=options.num_beams)[0])
+
+
 def _export(options):
-    model, tokenizer = load_model(options.folder)
+    model, tokenizer = load_model(options.folder, kinds=("gpt",))
     path = export_saved_model(
         model,
         tokenizer,

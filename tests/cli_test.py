@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import runpy
 import signal
 import subprocess
@@ -14,12 +15,23 @@ from kerasgpt import cli
 from kerasgpt.checkpoints import RunState, save_model, save_run_state
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.console import Interrupted
-from kerasgpt.models import ClassifierConfig, GPTCausalLM, TextClassifier
+from kerasgpt.models import (
+    ClassifierConfig,
+    GPTCausalLM,
+    MaskedLM,
+    Seq2SeqLM,
+    TextClassifier,
+)
+from kerasgpt.models.encoder import MARKS
 from kerasgpt.serving import server
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import sft
 from kerasgpt.training.optimizers import build_optimizer
-from tests.descriptors import tiny_config
+from tests.descriptors import (
+    tiny_config,
+    tiny_encoder,
+    tiny_encoder_decoder,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "experiments"
@@ -800,3 +812,41 @@ def test_a_tokenizer_command_that_cannot_be_is_refused(call, arguments, words):
 
 def test_extra_words_of_other_commands_are_refused(call):
     assert_refused(call("kerasgpt", "plan", "a=1", "--zz"), "unrecognized")
+
+
+def test_a_masked_lm_fills_gaps_and_nothing_else(call, tmp_path):
+    model = MaskedLM(
+        tiny_encoder(vocabulary_size=265 + len(MARKS), context_length=32)
+    )
+    model.build()
+    save_model(tmp_path / "model", model, ByteTokenizer())
+    status, out, _ = call(
+        "kerasgpt", "fill-mask", tmp_path, "a [MASK] 灯", "--count", 3
+    )
+    assert status == 0
+    # A filling may be a control character, a line break for example.
+    assert len(re.findall(r" *-\d+\.\d{3}  a .+? 灯\n", out, re.DOTALL)) == 3
+    assert_refused(
+        call("kerasgpt", "fill-mask", tmp_path, "no gap"), "holds no [MASK]"
+    )
+    assert_refused(
+        call("kerasgpt", "generate", tmp_path, "a"), "kind 'encoder'"
+    )
+    assert_refused(
+        call("kerasgpt", "fill-mask", tmp_path, "[MASK]", "--count", 0),
+        "--count and --most-tokens must be at least 1",
+    )
+
+
+def test_an_encoder_decoder_translates(call, tmp_path):
+    model = Seq2SeqLM(
+        tiny_encoder_decoder(vocabulary_size=265, context_length=16)
+    )
+    model.build()
+    save_model(tmp_path / "model", model, ByteTokenizer())
+    status, _, err = call("kerasgpt", "translate", tmp_path, "a 灯")
+    assert (status, err) == (0, "")
+    assert_refused(
+        call("kerasgpt", "translate", tmp_path, "too long" * 9),
+        "the model reads 16",
+    )

@@ -132,6 +132,7 @@ class RowNumbers:
     """Stands for packed rows: a row holds nothing but its number."""
 
     row_length = 1
+    input_names = ("token_ids", "positions", "segment_ids")
 
     def __init__(self, count):
         self.count = count

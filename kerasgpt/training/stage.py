@@ -335,7 +335,8 @@ def train(
     Args:
         model: task model, see `build_model`.
         tokenizer: Tokenizer.
-        rows: dict of "train" and "validation" PackedRows.
+        rows: dict of "train" and "validation" rows: PackedRows, MaskedRows or
+            PairRows.
         config: TrainConfig.
         folder: str or Path.
         name: str, shown in progress lines.
@@ -509,7 +510,9 @@ class _Stage:
             model,
             config,
             strategy,
-            token_bytes=tokenizer.token_bytes if counts_bytes else None,
+            token_bytes=_token_bytes(model, tokenizer)
+            if counts_bytes
+            else None,
             build_step=build_step,
         )
         # The same rows each time, spread over the split.
@@ -817,6 +820,12 @@ class _Stage:
                 "accumulate_steps": self.config.accumulate_steps,
             },
         }
+
+
+def _token_bytes(model, tokenizer):
+    """Returns a list of int; ids after the tokenizer's are the model's own."""
+    known = tokenizer.token_bytes
+    return [*known, *[0] * (model.config.vocabulary_size - len(known))]
 
 
 def _compile(model, config, strategy, *, token_bytes, build_step):
