@@ -35,5 +35,5 @@ def test_chinese_is_scored_by_characters():
 
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
-    with pytest.raises(InputError, match=r"pip install kerasgpt\[translate\]"):
+    with pytest.raises(InputError, match=r"kerasgpt\[bleu\]"):
         score_translations(["a"], ["a"], language="en")
