@@ -12,6 +12,7 @@ texts to that were not learned from.
 import contextlib
 import dataclasses
 import pathlib
+import random
 import statistics
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from experiments.benchmarks.contest import Contest, ContestConfig, ours, peer
 from experiments.benchmarks.report import (
     Answer,
     Figure,
+    Spread,
     machine_facts,
     machine_line,
     run_benchmark,
@@ -69,6 +71,8 @@ RIVALS = {
     "kerasgpt, byte_pair": "tokenizers, byte level",
     "kerasgpt, sentence_piece": "sentencepiece, BPE",
 }
+# Characters of a page.
+PAGE_CHARACTERS = 2000
 HEADER = [
     "kind",
     "contestant",
@@ -93,8 +97,10 @@ class TokenizerBenchmarkConfig(ContestConfig):
         "folder with GPT-2's encoder.json and vocab.bpe; empty = 8,192 pairs "
         "learned from the texts",
     )
-    encode_megabytes: float = setting(
-        1.0, "of text a round", unit="MB", minimum=0.001
+    round_texts: int = setting(
+        128,
+        "pages of new text a round, a multiple of 32",
+        minimum=32,
     )
     train_megabytes: float = setting(
         50.0, "of text, repeated if there is less", unit="MB", minimum=0.001
@@ -105,7 +111,7 @@ class TokenizerBenchmarkConfig(ContestConfig):
 CONFIG = TokenizerBenchmarkConfig()
 QUICK = [
     "repeats=2",
-    "encode_megabytes=0.2",
+    "round_texts=32",
     "train_megabytes=1",
     "vocabulary_size=1024",
 ]
@@ -169,8 +175,23 @@ def contestant(name, worker, settings, config):
 
 def encode(config, texts, folder):
     """Returns (rows, figures, data) of encoding, each on one thread."""
-    texts = sample_texts(texts, num_bytes=int(config.encode_megabytes * 1e6))
-    write_json(folder / "texts.json", texts)
+    if config.round_texts % 32:
+        raise InputError(
+            f"round_texts={config.round_texts}: must be a multiple of 32."
+        )
+    pages = [
+        text[start : start + PAGE_CHARACTERS]
+        for text in sample_texts(texts, num_bytes=20_000_000)
+        for start in range(0, len(text), PAGE_CHARACTERS)
+    ]
+    pages = random.Random(0).sample(pages, len(pages))
+    needed = (1 + config.repeats) * config.round_texts
+    if len(pages) < needed:
+        raise InputError(
+            f"texts={config.texts}: hold {len(pages)} pages; {needed} are "
+            f"needed for {config.repeats} rounds of {config.round_texts}."
+        )
+    write_json(folder / "texts.json", pages[:needed])
     write_encoders(config, texts, folder)
     rows, figures, data = [], [], {}
     config = dataclasses.replace(config, threads=1)
@@ -185,6 +206,7 @@ def encode(config, texts, folder):
                     "folder": str(folder),
                     "kind": kind,
                     "who": who,
+                    "round_texts": config.round_texts,
                 },
                 config,
             )
@@ -201,23 +223,34 @@ def encode(config, texts, folder):
 def encode_row(kind, outcome):
     if outcome.missing:
         return [kind, outcome.name, f"not measured: {outcome.missing}"]
-    megabytes = outcome.facts["num_bytes"] / 1e6
-    speeds = sorted(megabytes / seconds for seconds in outcome.seconds)
-    middle = megabytes / outcome.spread.median
+    first = outcome.facts["first"]
+    speeds = Spread.of(
+        [
+            answer["num_bytes"] / answer["seconds"][0] / 1e6
+            for answer in outcome.answers
+        ]
+    )
+    of_cpu = statistics.median(
+        answer["num_bytes"] / answer["cpu_seconds"] / 1e6
+        for answer in outcome.answers
+    )
     return [
         kind,
         outcome.name,
-        f"{middle:.2f} [{speeds[0]:.2f}–{speeds[-1]:.2f}]",
-        f"{megabytes / cpu_seconds(outcome):.2f}",
-        f"{megabytes / outcome.facts['first_seconds']:.2f}",
-        outcome.facts["ids"],
+        speeds.show(digits=2),
+        f"{of_cpu:.2f}",
+        f"{first['num_bytes'] / first['seconds'][0] / 1e6:.2f}",
+        outcome.answers[0]["ids"],
     ]
 
 
-def cpu_seconds(outcome):
-    """Returns the median over the rounds."""
-    return statistics.median(
-        answer["cpu_seconds"] for answer in outcome.answers
+def cpu_speed_against(one, other):
+    """Returns the Spread over rounds of other's CPU seconds over one's."""
+    return Spread.of(
+        [
+            theirs["cpu_seconds"] / ours["cpu_seconds"]
+            for ours, theirs in zip(one.answers, other.answers, strict=True)
+        ]
     )
 
 
@@ -239,21 +272,23 @@ def encode_figures(kind, contest):
                     f"≥ {goal:g} ×",
                     # Of processor time as well: a machine may have other work.
                     f"{speed.show(digits=2)} ×, of CPU time "
-                    f"{cpu_seconds(other) / cpu_seconds(one):.2f} ×",
+                    f"{cpu_speed_against(one, other).show(digits=2)} ×",
                     speed.median >= goal,
                 )
             )
     told = {
-        outcome.name: outcome.facts["ids"]
+        outcome.name: [answer["ids"] for answer in outcome.answers]
         for outcome in contest.outcomes
-        if not outcome.missing
+        if outcome.answers
     }
+    first = next(iter(told.values()), None)
+    odd = [name for name, ids in told.items() if ids != first]
     figures.append(
         Figure(
-            f"encode {kind}: ids",
+            f"encode {kind}: ids of all contestants",
             "equal",
-            ", ".join(f"{name} {ids}" for name, ids in told.items()),
-            len(set(told.values())) == 1,
+            f"other ids: {', '.join(odd)}" if odd else "equal",
+            not odd,
         )
     )
     return figures
