@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 
+from kerasgpt.data.preparation import PreparationConfig
 from kerasgpt.training.distribution import read_cluster
 from kerasgpt.training.sft import SFTConfig
 
@@ -83,6 +84,18 @@ def test_the_tables_of_scaling_are_those_that_the_script_prints(capsys):
     runpy.run_path(str(path), run_name="__main__")
     printed = capsys.readouterr().out
     assert printed.strip() == block("scaling.md", "scaling table").strip()
+
+
+def test_settings_of_data_are_those_there_are():
+    known = [key for key, *_ in PreparationConfig().describe()]
+    named = re.findall(
+        r"`((?:source|cleaning|near|remove_near_duplicates|contamination|split|"
+        r"mixture|augmentation)\b[a-z_.]*)",
+        (DOCS / "data.md").read_text(encoding="utf-8"),
+    )
+    assert len(named) > 10
+    for name in named:
+        assert any(key == name or key.startswith(name) for key in known), name
 
 
 def test_documents_name_files_that_exist():

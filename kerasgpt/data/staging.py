@@ -35,10 +35,10 @@ from kerasgpt.data.prepared import RowWriter, content_key, read_rows_of
 from kerasgpt.data.sources import SourceConfig, stream_input
 from kerasgpt.data.text_lines import Skipped
 from kerasgpt.files import (
-    MANIFEST,
     atomic_folder,
     file_hash,
     read_json,
+    read_manifest,
     write_json,
     write_manifest,
 )
@@ -222,8 +222,12 @@ def input_digest(one):
 
 
 def is_staged(folder):
-    """Returns whether a folder is staged, whole."""
-    return (folder / MANIFEST).is_file()
+    """Returns whether a folder is staged, every bit of it."""
+    try:
+        read_manifest(folder, required=("rows.jsonl.zst", "hashes.npy"))
+    except InputError:
+        return False
+    return True
 
 
 def stage_input(one, folder, config, clean_all):

@@ -417,6 +417,18 @@ def test_a_disk_that_is_full_while_cleaning_leaves_nothing(
     assert list((tmp_path / "out" / ".staged").iterdir()) == []
 
 
+def test_a_damaged_staged_input_is_read_again(raw, tmp_path):
+    out = tmp_path / "out"
+    run([raw], out)
+    before = files(out)
+    rows, *_ = sorted((out / ".staged").glob("*/rows.jsonl.zst"))
+    rows.write_bytes(rows.read_bytes()[:-20])
+    told = []
+    run([raw], out, tell=told.append)
+    assert told[0] == "2 inputs were cleaned before."
+    assert files(out) == before
+
+
 def test_a_damaged_shard_is_refused(raw, tmp_path):
     out = tmp_path / "out"
     run([raw], out)
