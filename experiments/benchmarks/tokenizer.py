@@ -3,10 +3,10 @@ Command   python experiments/benchmarks/tokenizer.py \\
               texts=my_texts/ gpt2=folder_of_encoder.json_and_vocab.bpe
 
 Encoding on one thread: SentencePiece in tf.data beside `tokenizers` and
-`sentencepiece` with the same model; byte pairs with GPT-2's vocabulary, a text
-at a time and in tf.data, beside KerasHub's graph, `tokenizers` and `tiktoken`.
-Equal ids first. Then training, each alone on `threads`, and what it compresses
-texts to that were not learned from.
+`sentencepiece` with the same model; byte pairs with GPT-2's vocabulary, in
+tf.data, eagerly and a page at a time, beside KerasHub's graph, `tokenizers`
+and `tiktoken`. Equal ids first. Then training, each alone on `threads`, and
+what it compresses texts to that were not learned from.
 """
 
 import contextlib
@@ -55,6 +55,7 @@ ENCODERS = {
     "byte_pair": {
         "kerasgpt, tf.data": (OURS, "tf.data"),
         "kerasgpt, eager": (OURS, "eager"),
+        "kerasgpt, a page at a time": (OURS, "one"),
         "KerasHub, tf.data": (OURS, "keras_hub"),
         "tokenizers": (PEERS, "tokenizers"),
         "tiktoken": (PEERS, "tiktoken"),
@@ -98,9 +99,9 @@ class TokenizerBenchmarkConfig(ContestConfig):
         "learned from the texts",
     )
     round_texts: int = setting(
-        128,
-        "pages of new text a round, a multiple of 32",
-        minimum=32,
+        512,
+        "pages of 2,000 characters of new text a round, a multiple of 512",
+        minimum=512,
     )
     train_megabytes: float = setting(
         50.0, "of text, repeated if there is less", unit="MB", minimum=0.001
@@ -111,7 +112,6 @@ class TokenizerBenchmarkConfig(ContestConfig):
 CONFIG = TokenizerBenchmarkConfig()
 QUICK = [
     "repeats=2",
-    "round_texts=32",
     "train_megabytes=1",
     "vocabulary_size=1024",
 ]
@@ -175,9 +175,9 @@ def contestant(name, worker, settings, config):
 
 def encode(config, texts, folder):
     """Returns (rows, figures, data) of encoding, each on one thread."""
-    if config.round_texts % 32:
+    if config.round_texts % 512:
         raise InputError(
-            f"round_texts={config.round_texts}: must be a multiple of 32."
+            f"round_texts={config.round_texts}: must be a multiple of 512."
         )
     pages = [
         text[start : start + PAGE_CHARACTERS]

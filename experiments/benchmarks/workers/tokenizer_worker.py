@@ -22,7 +22,7 @@ from kerasgpt.tokenizers.huggingface import load_huggingface_tokenizer
 from kerasgpt.tokenizers.kinds import train_tokenizer
 
 # Divides the texts of a round.
-BATCH = 32
+BATCH = 512
 
 
 def in_tf_data(encode_strings, texts):
@@ -66,6 +66,11 @@ def build_encoder(task):
         tokenizer = load_huggingface_tokenizer(folder)
         encode = in_tf_data(tokenizer.encode_strings, texts)
         if task["who"] == "eager":
+
+            def encode(chosen):
+                return _rows(tokenizer.encode_strings(tf.constant(chosen)))
+
+        elif task["who"] == "one":
 
             def encode(chosen):
                 return [tokenizer.encode(text) for text in chosen]
