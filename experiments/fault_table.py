@@ -3,13 +3,15 @@ Command   python experiments/fault_table.py record=experiments/records/faults
 
 "Lost": the end is not bit-identical to that of the undisturbed run, a
 checkpoint that was told of cannot be used, or something damaged is loaded
-without a word. Each trial has its own seed, counted up from `seed`.
+without a word. Each trial has its own seed, counted up from `seed`. With
+`seconds` a call ends early, and the next one with the same `record` goes on.
 """
 
 import collections
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import shutil
@@ -42,6 +44,7 @@ from experiments.faults.keras_faults import (
     run_keras_quietly,
     spoil_a_keras_batch,
 )
+from experiments.faults.ledger import Ledger
 from experiments.faults.stops import (
     ask_to_stop,
     go_on_with_another_split,
@@ -76,9 +79,17 @@ class FaultConfig(Config):
     )
     seed: int = setting(0, "of the first trial", minimum=0)
     processes: int = setting(2, "at a time", minimum=1)
+    seconds: float = setting(
+        1e9, "after which no trial begins", unit="s", minimum=0.0
+    )
+    again: bool = setting(
+        False, "try those that the record has already once more"
+    )
     strict: bool = setting(False, "end with status 2 if anything is lost")
     record: str = setting(
-        "", "folder that gets <script>.json and .md; empty = none"
+        "",
+        "folder that gets <script>.json and .md, and a line for each trial in "
+        "<script>.jsonl; empty = none",
     )
 
 
@@ -178,10 +189,16 @@ def find_truth(folder):
     )
 
 
-def try_all(trial, seeds, folder, truth):
-    """Returns the Outcomes of some trials, one after the other."""
+def try_all(trial, seeds, folder, truth, until=math.inf):
+    """Returns the Outcomes of some trials, one after the other.
+
+    Args:
+        until: float, of `time.monotonic`. No trial begins later.
+    """
     outcomes = []
     for seed in seeds:
+        if time.monotonic() > until:
+            break
         try:
             outcomes.append(trial(seed, folder / str(seed), truth))
         except Exception as error:  # a trial that fails has lost its run
@@ -190,7 +207,7 @@ def try_all(trial, seeds, folder, truth):
     return outcomes
 
 
-def try_alone(trial, seeds, folder, truth, path):
+def try_alone(trial, seeds, folder, truth, until, path):
     """Is a process: writes the outcomes of trials to a file."""
     # Trials damage the files they load: each process has its own.
     own = folder / f"truth_{seeds[0]}"
@@ -198,71 +215,97 @@ def try_alone(trial, seeds, folder, truth, path):
     truth = dataclasses.replace(
         truth, folder=own / "run", export=own / "export" / "1"
     )
-    outcomes = try_all(trial, seeds, folder, truth)
+    outcomes = try_all(trial, seeds, folder, truth, until)
     write_json(path, [dataclasses.asdict(outcome) for outcome in outcomes])
 
 
-def try_fault(fault, config, folder, truth):
-    """Returns the Outcomes of a row."""
+def seeds_of(fault, config):
+    """Returns the seeds of a row's trials."""
     trials = max(2, round(config.share * fault.trials))
     if fault.trial is load_a_hostile_file:
         trials = fault.trials
-    seeds = range(config.seed, config.seed + trials)
-    parts = [seeds[i :: config.processes] for i in range(config.processes)]
+    return range(config.seed, config.seed + trials)
+
+
+def try_fault(fault, seeds, folder, truth, *, processes, until):
+    """Returns the Outcomes of a row, as far as there is time."""
+    parts = [seeds[i::processes] for i in range(processes)]
     parts = [part for part in parts if part]
     folder.mkdir()
 
     def answer(part):
         if fault.needs_processes:
-            return try_all(fault.trial, part, folder, truth)
+            return try_all(fault.trial, part, folder, truth, until)
         path = folder / f"outcomes_{part[0]}.json"
-        start(try_alone, fault.trial, part, folder, truth, path).join()
+        arguments = fault.trial, part, folder, truth, until, path
+        start(try_alone, *arguments).join()
         return [Outcome(**outcome) for outcome in read_json(path)]
 
-    with concurrent.futures.ThreadPoolExecutor(config.processes) as pool:
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         return [o for part in pool.map(answer, parts) for o in part]
 
 
+def facts_of(outcomes):
+    """Returns a dict of what the record tells of a row."""
+    lost = [outcome for outcome in outcomes if outcome.lost]
+    return {
+        "trials": len(outcomes),
+        "lost": [dataclasses.asdict(outcome) for outcome in lost],
+        "reasons": collections.Counter(outcome.lost for outcome in lost),
+        "too_late": sum(outcome.fault == ENDED for outcome in outcomes),
+        "most_seconds": max((o.seconds for o in outcomes), default=0.0),
+        "most_redone_steps": max((o.redone_steps for o in outcomes), default=0),
+    }
+
+
 def ask(config):
+    until = time.monotonic() + config.seconds
     header = ["fault", "trials", "lost", "Keras", "trials", "lost"]
     rows, figures, data = [], [], {}
     names = [name for name in config.faults.split(",") if name]
-    chosen = [
-        fault
-        for fault in FAULTS
-        if not names or any(name in fault.name for name in names)
-    ]
+    facts = machine_facts()
+    path = config.record and pathlib.Path(config.record) / "fault_table.jsonl"
+    ledger = Ledger(path, facts["commit"])
     with tempfile.TemporaryDirectory() as name:
         root = pathlib.Path(name)
         (root / "truth").mkdir()
-        truth = find_truth(root / "truth")
-        for number, fault in enumerate(chosen):
+        find = functools.cache(lambda: find_truth(root / "truth"))
+        for number, fault in enumerate(FAULTS):
             row = []
+            is_chosen = not names or any(name in fault.name for name in names)
             for kind in filter(None, (fault, fault.keras)):
-                folder = root / f"{number}_{len(row)}"
-                outcomes = try_fault(kind, config, folder, truth)
-                lost = [outcome for outcome in outcomes if outcome.lost]
-                row += [kind.name, str(len(outcomes)), str(len(lost))]
-                data[kind.name] = {
-                    "trials": len(outcomes),
-                    "lost": [dataclasses.asdict(o) for o in lost],
-                    "reasons": collections.Counter(o.lost for o in lost),
-                    "too_late": sum(o.fault == ENDED for o in outcomes),
-                    "most_seconds": max(o.seconds for o in outcomes),
-                    "most_redone_steps": max(o.redone_steps for o in outcomes),
-                }
+                seeds = seeds_of(kind, config)
+                if is_chosen and config.again:
+                    ledger.forget(kind.name)
+                tried = ledger.outcomes(kind.name, seeds)
+                left = [seed for seed in seeds if seed not in tried]
+                if is_chosen and left and time.monotonic() < until:
+                    more = try_fault(
+                        kind,
+                        left,
+                        root / f"{number}_{len(row)}",
+                        find(),
+                        processes=config.processes,
+                        until=until,
+                    )
+                    ledger.add(kind.name, more)
+                outcomes = [*ledger.outcomes(kind.name, seeds).values()]
+                if not outcomes:
+                    continue
+                found = data[kind.name] = facts_of(outcomes)
+                lost = len(found["lost"])
+                row += [kind.name, str(len(outcomes)), str(lost)]
+                told = f"{lost} of {len(outcomes)} lost"
                 if kind is fault:
-                    seen = f"{len(lost)} of {len(outcomes)} lost"
-                    figures.append(Figure(fault.name, "0", seen, not lost))
-                told = f"{kind.name}: {len(lost)} of {len(outcomes)} lost"
-                print(told, flush=True)
-            rows.append(row)
-    facts = machine_facts()
+                    figures.append(Figure(fault.name, "0", told, not lost))
+                print(f"{kind.name}: {told}", flush=True)
+            if row:
+                rows.append(row)
     lines = [
         *table(header, rows),
         "",
         f"Seeds from {config.seed} on; {facts['cpu']}, commit "
-        f"{facts['commit']}, {facts['date']}.",
+        f"{', '.join(ledger.commits())}, {facts['date']}.",
     ]
     if config.strict and not all(figure.is_met for figure in figures):
         reasons = {name: found["lost"] for name, found in data.items()}

@@ -8,13 +8,28 @@ import sys
 from kerasgpt.console import guard, quiet_libraries, settings_table
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-with quiet_libraries():
-    # The first operation looks for GPUs, which is told as an error.
-    tensorflow = importlib.import_module("tensorflow")
-    # Several workers join before anything is computed.
-    if "TF_CONFIG" not in os.environ:
-        tensorflow.constant(0)
-    importlib.import_module("tensorflow_text")
+try:
+    with quiet_libraries():
+        # The first operation looks for GPUs, which is told as an error.
+        tensorflow = importlib.import_module("tensorflow")
+        if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+            # Only its input pipeline is used: it would take a GPU's memory.
+            tensorflow.config.set_visible_devices([], "GPU")
+        # Several workers join before anything is computed.
+        if "TF_CONFIG" not in os.environ:
+            tensorflow.constant(0)
+        importlib.import_module("tensorflow_text")
+except (ImportError, ValueError):
+    # Both load Keras, and it its backend.
+    if "KERAS_BACKEND" not in os.environ:
+        raise
+    print(
+        f"error: KERAS_BACKEND={os.environ['KERAS_BACKEND']}: cannot be "
+        f"loaded; leave it out, or set it to jax after pip install "
+        f"'kerasgpt[jax]'.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 from kerasgpt.checkpoints.exchange import convert
 from kerasgpt.checkpoints.model_folder import load_model
@@ -27,13 +42,18 @@ from kerasgpt.checkpoints.run_state import (
 )
 from kerasgpt.config import InputError
 from kerasgpt.data.formats import is_unicode
+from kerasgpt.evaluation.classification import class_probabilities
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
 from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.training import sft
-from kerasgpt.training.distribution import build_strategy
+from kerasgpt.training import tokenizer as tokenizer_stage
+from kerasgpt.training.distribution import build_strategy, is_tensorflow
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
+
+TRAIN_TOKENIZER = tokenizer_stage.TrainTokenizerConfig()
+COMPARE_TOKENIZERS = tokenizer_stage.CompareTokenizersConfig()
 
 
 def run_script(main, config, *, stages, document):
@@ -46,6 +66,7 @@ def run_script(main, config, *, stages, document):
         main: function of the resolved config.
         config: Config with the defaults.
         stages: function of the config, returns dict of name to TrainConfig.
+            `None` = nothing is trained.
         document: str, the script's docstring.
     """
     arguments = sys.argv[1:]
@@ -59,13 +80,20 @@ def run_script(main, config, *, stages, document):
         overrides = [text for text in arguments if text != "--dry-run"]
         resolved = config.override(overrides)
         if "--dry-run" in arguments:
+            _check_backend("--dry-run")
             for key, _, _, value, _ in resolved.describe():
                 print(f"{key}={'none' if value is None else value}")
             print()
-            print("\n".join(plan_run(resolved, stages)))
+            lines = ["nothing is trained."]
+            print("\n".join(plan_run(resolved, stages) if stages else lines))
         else:
             build_strategy(getattr(resolved, "distribute", "none"))
             main(resolved)
+            if not is_tensorflow():
+                print(
+                    "texts, reports and exports are left to TensorFlow: the "
+                    "same command without KERAS_BACKEND goes on."
+                )
 
     sys.exit(
         guard(
@@ -79,7 +107,22 @@ def run_script(main, config, *, stages, document):
 def main():
     """Runs the `kerasgpt` command."""
     options = _parser().parse_args()
-    sys.exit(guard(lambda: options.run(options)))
+
+    def start():
+        # Checkpoints are files.
+        if options.run is not _checkpoint:
+            _check_backend(f"kerasgpt {options.run.__name__.strip('_')}")
+        options.run(options)
+
+    sys.exit(guard(start))
+
+
+def _check_backend(command):
+    if not is_tensorflow():
+        raise InputError(
+            f"{command}: needs TensorFlow; leave out KERAS_BACKEND, which is "
+            f"for training."
+        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,6 +156,14 @@ def _parser():
     )
     _add_sampling(command)
     command.set_defaults(run=_generate)
+
+    command = commands.add_parser("classify", help="name the class of a text")
+    command.add_argument("folder", help="run of experiments/run_classify.py")
+    command.add_argument("texts", nargs="+", metavar="text")
+    command.add_argument(
+        "--top", type=int, default=3, help="classes shown; default %(default)s"
+    )
+    command.set_defaults(run=_classify)
 
     command = commands.add_parser(
         "export", help="write a SavedModel for TF Serving"
@@ -183,6 +234,11 @@ def _parser():
     command.set_defaults(run=_plan)
 
     command = commands.add_parser(
+        "tokenizer", help="train a tokenizer on files, or compare several"
+    )
+    _add_tokenizer(command)
+
+    command = commands.add_parser(
         "serve",
         help="answer over HTTP: TF Serving's REST, OpenAI's API, a chat page",
         epilog="example: kerasgpt serve saved_models/shop_chat",
@@ -192,6 +248,46 @@ def _parser():
     _add_serving(command)
     command.set_defaults(run=_serve)
     return parser
+
+
+def _add_tokenizer(command):
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    for name, text, config in (
+        ("train", "write one to a folder, with a report", TRAIN_TOKENIZER),
+        ("compare", "train several on the same texts", COMPARE_TOKENIZERS),
+    ):
+        action = actions.add_parser(
+            name,
+            help=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"settings, written key=value:\n{settings_table(config)}",
+        )
+        action.add_argument(
+            "inputs",
+            nargs="+",
+            metavar="INPUT | key=value",
+            help="files, folders, globs, tfds:NAME; and settings",
+        )
+        if name == "train":
+            action.add_argument("--output", required=True, metavar="DIR")
+            action.add_argument("--overwrite", action="store_true")
+        action.set_defaults(run=_tokenizer, config=config, action=name)
+
+
+def _tokenizer(options):
+    inputs, settings = [], []
+    for text in options.inputs:
+        is_setting = "=" in text and not os.path.lexists(text)
+        (settings if is_setting else inputs).append(text)
+    if not inputs:
+        raise InputError("an INPUT is needed: a file, a folder or tfds:NAME.")
+    config = options.config.override(settings)
+    if options.action == "compare":
+        tokenizer_stage.compare(inputs, config)
+    else:
+        tokenizer_stage.train(
+            inputs, options.output, config, overwrite=options.overwrite
+        )
 
 
 def _add_serving(command):
@@ -296,6 +392,18 @@ def _generate(options):
     else:
         texts = generator.complete([options.text], **sampling)
         print("\n".join(options.text + text for text in texts))
+
+
+def _classify(options):
+    if options.top < 1:
+        raise InputError("--top must be at least 1.")
+    if not all(map(is_unicode, options.texts)):
+        raise InputError("a text is no valid UTF-8.")
+    model, tokenizer = load_model(options.folder, kinds=("classifier",))
+    labels = model.config.labels
+    for row in class_probabilities(model, tokenizer, options.texts):
+        shown = row.argsort()[::-1][: options.top]
+        print("  ".join(f"{labels[i]} {row[i]:.1%}" for i in shown))
 
 
 def _export(options):

@@ -14,7 +14,7 @@ from kerasgpt import cli
 from kerasgpt.checkpoints import RunState, save_model, save_run_state
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.console import Interrupted
-from kerasgpt.models import GPTCausalLM
+from kerasgpt.models import ClassifierConfig, GPTCausalLM, TextClassifier
 from kerasgpt.serving import server
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import sft
@@ -363,6 +363,50 @@ def test_an_interrupted_script_says_how_to_go_on(monkeypatch, capsys):
     assert "(without overwrite=true) goes on" in capsys.readouterr().err
 
 
+def test_under_jax_a_script_says_what_is_left_to_tensorflow(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    monkeypatch.setattr(cli, "is_tensorflow", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        cli.run_script(
+            lambda config: print("trained"),
+            Settings(),
+            stages=lambda config: {},
+            document="",
+        )
+    assert stop.value.code == 0
+    trained, told = capsys.readouterr().out.splitlines()
+    assert trained == "trained"
+    assert told.endswith("the same command without KERAS_BACKEND goes on.")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("kerasgpt", "export", "folder", "elsewhere"),
+        ("kerasgpt", "generate", "folder", "text"),
+        ("run_pretrain.py", "--dry-run"),
+    ],
+)
+def test_what_needs_tensorflow_is_refused_under_jax(call, monkeypatch, command):
+    monkeypatch.setattr(cli, "is_tensorflow", lambda: False)
+    assert_refused(call(*command), "needs TensorFlow", "KERAS_BACKEND")
+
+
+@pytest.mark.parametrize("backend", ["torch", "nothing"])
+def test_a_backend_that_cannot_be_loaded_is_told_in_one_line(backend):
+    ended = subprocess.run(
+        [sys.executable, SCRIPTS / "run_pretrain.py"],
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"error: KERAS_BACKEND={backend}: cannot be loaded")
+
+
 # The command.
 
 
@@ -629,3 +673,51 @@ def test_a_folder_of_transformers_is_converted(call, elsewhere):
     status, _, err = call("kerasgpt", "generate", "ours", "text")
     assert status == 2 and "holds no tokenizer" in err
     assert "Traceback" not in err
+
+
+@pytest.fixture
+def classifier_folder(tmp_path):
+    tokenizer = ByteTokenizer()
+    config = tiny_config(vocabulary_size=tokenizer.vocabulary_size)
+    model = TextClassifier(ClassifierConfig.of(config, ["good", "bad", "odd"]))
+    model.build()
+    save_model(tmp_path / "classifier", model, tokenizer)
+    return tmp_path / "classifier"
+
+
+def test_classify_names_the_likeliest_classes(call, classifier_folder):
+    arguments = ("kerasgpt", "classify", classifier_folder, "fine", "好")
+    status, out, err = call(*arguments, "--top", 2)
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        names = line.replace("%", "").split()
+        assert {names[0], names[2]} < {"good", "bad", "odd"}
+        assert float(names[1]) >= float(names[3]) > 0
+
+
+def test_a_classifier_and_a_language_model_are_not_confused(
+    call, classifier_folder, model_folder
+):
+    for command, folder, told in (
+        (
+            "classify",
+            model_folder,
+            "of kind 'gpt'; this needs one of classifier",
+        ),
+        (
+            "generate",
+            classifier_folder,
+            "of kind 'classifier'; this needs one of gpt",
+        ),
+    ):
+        status, out, err = call("kerasgpt", command, folder, "hi")
+        assert (status, out) == (2, "")
+        assert told in err and err.count("\n") == 1
+
+
+def test_classify_refuses_what_it_cannot_show(call, classifier_folder):
+    arguments = ("kerasgpt", "classify", classifier_folder, "hi")
+    status, _, err = call(*arguments, "--top", 0)
+    assert status == 2 and "--top must be at least 1" in err

@@ -14,11 +14,21 @@ from kerasgpt.layers import (
     RotaryEmbedding,
 )
 from kerasgpt.layers.projection import Projection
-from kerasgpt.models import GPTBackbone, GPTCausalLM, GPTConfig
+from kerasgpt.models import (
+    ClassifierConfig,
+    GPTBackbone,
+    GPTCausalLM,
+    GPTConfig,
+    TextClassifier,
+)
 from kerasgpt.tokenizers import (
+    BytePairTokenizer,
     ByteTokenizer,
     SentencePieceTokenizer,
+    WordPieceTokenizer,
+    train_byte_pair,
     train_sentence_piece,
+    train_word_piece,
 )
 from kerasgpt.training.step import TrainStep
 from tests.harness import Subject
@@ -41,14 +51,33 @@ def tiny_config(**changes):
     return GPTConfig(**{**TINY, **changes})
 
 
+LINES = ["to be, or not to be, that is the question", "你好，世界", "a 1 2 3"]
+
+
 @functools.cache
 def tiny_sentence_piece():
     """Returns a SentencePiece tokenizer trained on a few lines."""
+    return train_sentence_piece(LINES * 20, vocabulary_size=320)
+
+
+@functools.cache
+def tiny_unigram():
+    """Returns one of likeliest pieces trained on the same lines."""
     return train_sentence_piece(
-        ["to be, or not to be, that is the question", "你好，世界", "a 1 2 3"]
-        * 20,
-        vocabulary_size=320,
+        LINES * 20, vocabulary_size=320, model_type="unigram"
     )
+
+
+@functools.cache
+def tiny_word_piece():
+    """Returns a WordPiece tokenizer trained on the same lines."""
+    return train_word_piece(LINES * 20, vocabulary_size=120)
+
+
+@functools.cache
+def tiny_byte_pair():
+    """Returns a byte-pair tokenizer trained on the same lines."""
+    return train_byte_pair(LINES * 20, vocabulary_size=320)
 
 
 def _hidden_states(*shape):
@@ -115,10 +144,23 @@ TASKS = (
     Subject(
         GPTCausalLM, lambda: GPTCausalLM(tiny_config()), _tokens, TrainStep
     ),
+    Subject(
+        TextClassifier,
+        lambda: TextClassifier(
+            # As many classes as tokens: the harness predicts tokens.
+            ClassifierConfig.of(tiny_config(), list("abcdefghij"))
+        ),
+        _tokens,
+        TrainStep,
+    ),
 )
 TOKENIZERS = (
     Subject(ByteTokenizer, ByteTokenizer),
+    Subject(BytePairTokenizer, tiny_byte_pair),
     Subject(SentencePieceTokenizer, tiny_sentence_piece),
+    Subject(SentencePieceTokenizer, tiny_unigram),
 )
+# Those that need not give a text back.
+PIECE_TOKENIZERS = (Subject(WordPieceTokenizer, tiny_word_piece),)
 # Public Keras classes that are part of another one listed above.
 NOT_ALONE = ()

@@ -22,15 +22,7 @@ from kerasgpt.checkpoints.model_folder import (
 )
 from kerasgpt.config import InputError
 from kerasgpt.files import MANIFEST, file_hash
-
-# Of transformers: none of them is read or written.
-TOKENIZER_NAMES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-)
+from kerasgpt.tokenizers.huggingface import load_huggingface_tokenizer
 
 
 def load_pretrained(source, *, needs_tokenizer=True):
@@ -39,26 +31,32 @@ def load_pretrained(source, *, needs_tokenizer=True):
     Args:
         source: str or Path: a run or model folder of ours, a folder of
             transformers, or keras_hub: and a preset of GPT-2.
-        needs_tokenizer: bool. Refuse a model without one of ours.
+        needs_tokenizer: bool. Refuse a model without one.
 
     Returns:
-        GPTCausalLM, and its tokenizer or None.
+        GPTCausalLM, and its tokenizer or None. Rows of a table for which
+        a tokenizer of transformers has no token are left out.
 
     Raises:
         InputError: if it cannot be read, or lacks a tokenizer that is needed.
     """
+    tokenizer = None
     if _is_preset(source):
         model = hub.load_preset(str(source).removeprefix(hub.PREFIX))
     elif is_huggingface(source):
-        model = load_huggingface(source)
+        tokenizer = load_huggingface_tokenizer(source)
+        size = tokenizer.vocabulary_size if tokenizer else None
+        model = load_huggingface(source, vocabulary_size=size)
+        if tokenizer:
+            check_vocabulary(source, model, tokenizer)
     else:
         return load_model(source, needs_tokenizer=needs_tokenizer)
-    if needs_tokenizer:
+    if needs_tokenizer and tokenizer is None:
         raise InputError(
-            f"{source}: brings no tokenizer that is read here; `kerasgpt "
-            f"convert {source} TARGET --tokenizer FOLDER` gives it one of ours."
+            f"{source}: brings no tokenizer; `kerasgpt convert {source} TARGET "
+            f"--tokenizer FOLDER` gives it one."
         )
-    return model, None
+    return model, tokenizer
 
 
 def load_pretrained_config(source):
@@ -106,19 +104,14 @@ def convert(
         raise InputError("--tokenizer is for a model that comes from others.")
     model, tokenizer = load_pretrained(source, needs_tokenizer=False)
     if is_ours:
-        if tokenizer is not None:
-            tell("the tokenizer is left out.")
-        save_huggingface(target, model, overwrite=overwrite)
+        save_huggingface(target, model, tokenizer, overwrite=overwrite)
     else:
         if tokenizer_folder:
             tokenizer = load_tokenizer(find_model_folder(tokenizer_folder))
             check_vocabulary(source, model, tokenizer)
-        elif any(
-            (pathlib.Path(source) / name).is_file() for name in TOKENIZER_NAMES
-        ):
-            tell("its tokenizer files are left out.")
         save_model(target, model, tokenizer)
-    tell(f"{target}: {model.config.num_parameters:,} parameters.")
+    told = "with its tokenizer" if tokenizer else "without a tokenizer"
+    tell(f"{target}: {model.config.num_parameters:,} parameters, {told}.")
 
 
 def check_vocabulary(source, model, tokenizer):

@@ -15,17 +15,24 @@ from kerasgpt.files import (
     write_manifest,
 )
 from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
-from kerasgpt.tokenizers.byte import ByteTokenizer
-from kerasgpt.tokenizers.sentence_piece import SentencePieceTokenizer
+from kerasgpt.models.heads import ClassifierConfig, TextClassifier
+from kerasgpt.tokenizers.chat_format import load_chat_format, save_chat_format
+from kerasgpt.tokenizers.kinds import CLASSES
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
+# kind -> (configuration, task model). config.json names the kind, where it is
+# not the first.
+MODELS = {
+    "gpt": (GPTConfig, GPTCausalLM),
+    "classifier": (ClassifierConfig, TextClassifier),
+}
+KIND_KEY = "kind_of_model"
+# Those that continue a text.
+CAUSAL_KINDS = ("gpt",)
 # What Keras calls the state of every seed generator, dropout's for example.
 SEED_NAME = "seed_generator_state"
-TOKENIZERS = {
-    kind.kind: kind for kind in (ByteTokenizer, SentencePieceTokenizer)
-}
 
 
 def save_model(folder, model, tokenizer, *, weights=None, **facts):
@@ -36,7 +43,7 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
 
     Args:
         folder: str or Path, replaced if it exists.
-        model: GPTCausalLM.
+        model: task model, one of `MODELS`.
         tokenizer: Tokenizer, or None to write none.
         weights: dict of arrays, as `copy_to_host` gives. `None` = those that
             the model holds now.
@@ -46,13 +53,35 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
         weights = copy_to_host(model.variables)
     with atomic_folder(folder, overwrite=True) as temporary:
         save_weights(temporary / WEIGHTS_FILE, weights)
-        write_json(temporary / CONFIG_FILE, model.config.to_dict())
+        kind = kind_of(model.config)
+        named = {} if kind == "gpt" else {KIND_KEY: kind}
+        write_json(temporary / CONFIG_FILE, {**named, **model.config.to_dict()})
         if tokenizer is not None:
             save_tokenizer(temporary, tokenizer)
         write_manifest(temporary, **facts)
 
 
-def load_model(folder, *, needs_tokenizer=True):
+def kind_of(config):
+    """Returns the key in `MODELS` of a model's configuration."""
+    return next(
+        kind for kind, (cls, _) in MODELS.items() if type(config) is cls
+    )
+
+
+def build_task(config, **settings):
+    """Returns the task model of a configuration, built.
+
+    Args:
+        config: configuration, one of `MODELS`.
+        **settings: further arguments of the model.
+    """
+    kind = kind_of(config)
+    model = MODELS[kind][1](config, name=kind, **settings)
+    model.build()
+    return model
+
+
+def load_model(folder, *, kinds=CAUSAL_KINDS, needs_tokenizer=True):
     """Returns (model, tokenizer) of a folder, after checking every hash.
 
     Nothing in the folder is executed: the model is rebuilt from its JSON
@@ -61,11 +90,13 @@ def load_model(folder, *, needs_tokenizer=True):
     Args:
         folder: str or Path: a model folder, or a run folder that holds one
             named "model".
+        kinds: tuple of str. Keys of `MODELS` that can be used.
         needs_tokenizer: bool. Refuse a model without one; its tokenizer is
             None otherwise.
 
     Raises:
-        InputError: if a file is missing, damaged or of another shape.
+        InputError: if a file is missing, damaged or of another shape, or the
+            model is of another kind.
     """
     folder = find_model_folder(folder)
     required = (WEIGHTS_FILE, CONFIG_FILE)
@@ -76,7 +107,7 @@ def load_model(folder, *, needs_tokenizer=True):
         raise InputError(
             f"{folder}: holds no tokenizer: only its weights are of use."
         )
-    config = load_config(folder)
+    config = load_config(folder, kinds=kinds)
     path = folder / WEIGHTS_FILE
     # Before a configuration can ask for more memory than there is.
     if path.stat().st_size < config.num_parameters:
@@ -84,8 +115,7 @@ def load_model(folder, *, needs_tokenizer=True):
             f"{path}: is too small for the {config.num_parameters:,} "
             f"parameters of {CONFIG_FILE}."
         )
-    model = GPTCausalLM(config, name="gpt")
-    model.build()
+    model = build_task(config)
     load_weights(path, model.variables)
     return model, load_tokenizer(folder) if TOKENIZER_FILE in files else None
 
@@ -106,26 +136,42 @@ def find_model_folder(folder):
     )
 
 
-def load_config(folder):
-    """Returns the GPTConfig of a model folder.
+def load_config(folder, *, kinds=("gpt",)):
+    """Returns the configuration of a model folder.
+
+    Args:
+        folder: str or Path.
+        kinds: tuple of str. Keys of `MODELS` that can be used.
 
     Raises:
-        InputError: if it is missing, or its values do not fit together.
+        InputError: if it is missing or of another kind, or its values do not
+            fit together.
     """
     path = pathlib.Path(folder) / CONFIG_FILE
+    values = read_json(path)
+    kind = "gpt"
+    if isinstance(values, dict):
+        kind = values.pop(KIND_KEY, kind)
+    if kind not in kinds:
+        raise InputError(
+            f"{path}: describes a model of kind {kind!r}; this needs one of "
+            f"{', '.join(kinds)}."
+        )
     try:
-        return GPTConfig.from_dict(read_json(path))
+        return MODELS[kind][0].from_dict(values)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
 
 
 def save_tokenizer(folder, tokenizer):
-    """Writes a tokenizer's kind and files into an existing folder."""
+    """Writes a tokenizer's kind, files and chat format into a folder."""
     write_json(
         folder / TOKENIZER_FILE,
         {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint()},
     )
     tokenizer.save_files(folder)
+    if tokenizer.chat_format is not None:
+        save_chat_format(folder, tokenizer.chat_format)
 
 
 def load_tokenizer(folder):
@@ -137,11 +183,12 @@ def load_tokenizer(folder):
     path = pathlib.Path(folder) / TOKENIZER_FILE
     saved = read_json(path)
     kind = saved.get("kind") if isinstance(saved, dict) else None
-    if not isinstance(kind, str) or kind not in TOKENIZERS:
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise InputError(f"{path}: unknown tokenizer kind {kind!r}.")
-    tokenizer = TOKENIZERS[kind].load_files(folder)
+    tokenizer = CLASSES[kind].load_files(folder)
     if saved.get("fingerprint") != tokenizer.fingerprint():
         raise InputError(f"{path}: its files are those of another tokenizer.")
+    tokenizer.chat_format = load_chat_format(folder)
     return tokenizer
 
 

@@ -15,6 +15,8 @@ class Question:
         answer: str. The only reply that counts as right.
         key: tuple. What is asked about; the shop's split is made by it.
         wording: "seen" in training or "new", of the last turn.
+        source: str. The text that the question is about, without the request;
+            "" = the last turn.
     """
 
     task: str
@@ -23,6 +25,7 @@ class Question:
     answer: str
     key: tuple = ()
     wording: str = "new"
+    source: str = ""
 
 
 def questions_from_chats(chats, *, count):

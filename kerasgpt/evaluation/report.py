@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+from kerasgpt.evaluation.plots import load_pyplot, save_figure
 from kerasgpt.evaluation.scoring import exact_match
 from kerasgpt.files import write_json, write_text
 
@@ -32,7 +33,7 @@ def write_report(folder, *, answers, metrics, curves, facts):
         for name, rows in answers.items()
     }
     report = {"scores": scores, "metrics": metrics, **facts}
-    plots = [_plot_tasks(folder, scores), _plot_curves(folder, curves)]
+    plots = [_plot_tasks(folder, scores), plot_curves(folder, curves)]
     failures = [
         {
             "task": row.question.task,
@@ -111,7 +112,7 @@ def _markdown(scores, metrics, facts, plots, failures):
 
 
 def _plot_tasks(folder, scores):
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     names = list(scores)
     tasks = list(scores[names[-1]]["tasks"])
     figure, axes = pyplot.subplots(figsize=(8, 0.3 * len(tasks) * 1.2 + 1.5))
@@ -128,11 +129,17 @@ def _plot_tasks(folder, scores):
     axes.set_xlabel("held-out exact match")
     # Above the bars: a full bar would be hidden behind it.
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
-    return _save(figure, folder / "tasks.png")
+    return save_figure(figure, folder / "tasks.png")
 
 
-def _plot_curves(folder, curves):
-    pyplot = _pyplot()
+def plot_curves(folder, curves):
+    """Draws curves.png into a folder, losses over steps; returns its name.
+
+    Args:
+        folder: pathlib.Path.
+        curves: dict of model name to the path of its metrics.jsonl.
+    """
+    pyplot = load_pyplot()
     figure, all_axes = pyplot.subplots(
         1, len(curves), figsize=(5 * len(curves), 4), squeeze=False
     )
@@ -157,21 +164,4 @@ def _plot_curves(folder, curves):
         axes.set_ylabel("loss, nats a token")
         axes.set_yscale("log")
         axes.legend()
-    return _save(figure, folder / "curves.png")
-
-
-def _pyplot():
-    # Slow to import, and needed when a run ends only; Agg needs no screen.
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
-
-
-def _save(figure, path):
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    _pyplot().close(figure)
-    return path.name
+    return save_figure(figure, folder / "curves.png")

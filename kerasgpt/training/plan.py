@@ -19,6 +19,7 @@ from kerasgpt.training.memory import (
 from kerasgpt.training.pretrain import DEFAULT_CONTEXT
 from kerasgpt.training.speed import measure_speed
 from kerasgpt.training.stage import TrainConfig
+from kerasgpt.training.tokenizer import open_tokenizer
 
 # Assumed, not measured: share of a GPU's peak that training reaches, seconds
 # to launch the kernels of a step however small, memory of its libraries.
@@ -108,11 +109,13 @@ def plan_stages(config, stages):
     if getattr(config, "init", ""):
         model = load_pretrained_config(config.init)
     else:
-        is_byte = config.tokenizer.kind == ByteTokenizer.kind
+        size = config.tokenizer.vocabulary_size
+        if config.tokenizer.path:
+            size = open_tokenizer(config.tokenizer.path).vocabulary_size
+        elif config.tokenizer.kind == ByteTokenizer.kind:
+            size = ByteTokenizer().vocabulary_size
         model = config.model.build_config(
-            vocabulary_size=ByteTokenizer().vocabulary_size
-            if is_byte
-            else config.tokenizer.vocabulary_size,
+            vocabulary_size=size,
             context_length=DEFAULT_CONTEXT,
         )
     return {

@@ -33,9 +33,8 @@ from kerasgpt.files import (
 )
 from kerasgpt.generation.generate import Generator
 from kerasgpt.models.gpt import ModelConfig
-from kerasgpt.tokenizers.byte import ByteTokenizer
 from kerasgpt.tokenizers.chat_template import ChatTemplate
-from kerasgpt.tokenizers.sentence_piece import train_sentence_piece
+from kerasgpt.tokenizers.kinds import EXACT_KINDS, train_tokenizer
 from kerasgpt.training import stage
 from kerasgpt.training.distribution import (
     DISTRIBUTE_NAMES,
@@ -44,6 +43,7 @@ from kerasgpt.training.distribution import (
     on_chief_only,
 )
 from kerasgpt.training.stage import TrainConfig
+from kerasgpt.training.tokenizer import open_tokenizer
 
 # Settings of the data that change nothing about a base model.
 FINE_TUNING_ONLY = ("data.replay_fraction", "data.max_skipped_fraction")
@@ -58,8 +58,14 @@ class TokenizerConfig(Config):
 
     kind: str = setting(
         "sentence_piece",
-        "learned pieces, or plain bytes",
-        choices=("sentence_piece", "byte"),
+        "learned pieces, merged (sentence_piece) or likeliest (unigram), "
+        "pairs of bytes as GPT-2 and Llama 3 have them, or plain bytes",
+        choices=EXACT_KINDS,
+    )
+    path: str = setting(
+        "",
+        "folder of a tokenizer to use, ours or of Hugging Face; empty = train "
+        "one",
     )
     vocabulary_size: int = setting(
         2048,
@@ -264,20 +270,30 @@ def build_tokenizer(folder, corpus, config, *, known=None):
         read_manifest(folder)
         return load_tokenizer(folder)
     if known is not None:
-        tokenizer = known
-    elif config.kind == "byte":
-        tokenizer = ByteTokenizer()
-    else:
-        texts = corpus.documents + [
-            message["content"] for chat in corpus.chats for message in chat
-        ]
-        share = TOKENIZER_CHARACTERS / max(1, sum(map(len, texts)))
-        if share < 1:
-            # Not every n-th: roles and languages may alternate.
-            texts = random.Random(0).sample(texts, int(share * len(texts)))
-        tokenizer = train_sentence_piece(
-            texts, vocabulary_size=config.vocabulary_size
-        )
+        return _keep_tokenizer(folder, known)
+    if config.path:
+        tokenizer = open_tokenizer(config.path)
+        if tokenizer.kind not in EXACT_KINDS:
+            raise InputError(
+                f"tokenizer.path={config.path}: a tokenizer of kind "
+                f"{tokenizer.kind!r} does not give texts back, which a model "
+                f"that writes needs."
+            )
+        return _keep_tokenizer(folder, tokenizer)
+    texts = corpus.documents + [
+        message["content"] for chat in corpus.chats for message in chat
+    ]
+    share = TOKENIZER_CHARACTERS / max(1, sum(map(len, texts)))
+    if share < 1:
+        # Not every n-th: roles and languages may alternate.
+        texts = random.Random(0).sample(texts, int(share * len(texts)))
+    tokenizer = train_tokenizer(
+        config.kind, texts, vocabulary_size=config.vocabulary_size
+    )
+    return _keep_tokenizer(folder, tokenizer)
+
+
+def _keep_tokenizer(folder, tokenizer):
     with atomic_folder(folder) as temporary:
         save_tokenizer(temporary, tokenizer)
         write_manifest(temporary)

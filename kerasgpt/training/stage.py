@@ -4,6 +4,7 @@ Not: which data it trains on (pretrain.py, sft.py).
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import math
 import pathlib
@@ -17,6 +18,8 @@ import numpy as np
 
 from kerasgpt.checkpoints.adapter import Adapter, save_adapter
 from kerasgpt.checkpoints.model_folder import (
+    MODELS,
+    build_task,
     copy_to_host,
     load_model,
     name_variables,
@@ -41,7 +44,6 @@ from kerasgpt.files import (
     read_json,
     write_json,
 )
-from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.models.lora import merge_lora
 from kerasgpt.training.callbacks import ProgressLog
 from kerasgpt.training.distribution import (
@@ -49,6 +51,8 @@ from kerasgpt.training.distribution import (
     check_rows,
     is_chief,
     is_one_device,
+    is_tensorflow,
+    num_shares,
     on_chief,
     on_chief_only,
     resolve_jit_compile,
@@ -189,14 +193,15 @@ class StageResult:
     """What a stage leaves behind.
 
     Attributes:
-        model: GPTCausalLM with the weights of the best validation.
+        model: task model with the weights of the best validation.
         tokenizer: Tokenizer.
         folder: pathlib.Path, with `model/` in it.
         metrics: dict of the best validation: step, loss, accuracy,
             perplexity, bits_per_byte; and "before", the same of the model
             that training began with.
         is_chief: bool. This process is the one, of several workers, that
-            goes on to report and export.
+            goes on to report and export. None does under JAX, where neither
+            is possible.
     """
 
     model: keras.Model
@@ -266,10 +271,10 @@ def _flat(values, prefix=""):
 
 
 def build_model(model_config, config, strategy):
-    """Returns a GPTCausalLM to be trained, with fresh weights.
+    """Returns a task model to be trained, with fresh weights.
 
     Args:
-        model_config: GPTConfig.
+        model_config: GPTConfig, or another of a task model.
         config: TrainConfig.
         strategy: tf.distribute.Strategy.
 
@@ -278,16 +283,12 @@ def build_model(model_config, config, strategy):
     """
     try:
         with strategy.scope():
-            model = GPTCausalLM(
-                model_config,
-                rematerialize=config.rematerialize,
-                dtype=config.precision,
-                name="gpt",
-            )
-            model.build()
+            settings = {"dtype": config.precision}
+            if config.rematerialize:
+                settings["rematerialize"] = True
+            return build_task(model_config, **settings)
     except ValueError as error:
         raise InputError(f"model: {error}") from error
-    return model
 
 
 def train(
@@ -302,6 +303,8 @@ def train(
     sample,
     strategy=None,
     lora=None,
+    counts_bytes=True,
+    build_step=None,
     tell=print,
 ):
     """Trains a model in `folder`, or goes on where it was stopped.
@@ -312,7 +315,7 @@ def train(
     and tells.
 
     Args:
-        model: GPTCausalLM, see `build_model`.
+        model: task model, see `build_model`.
         tokenizer: Tokenizer.
         rows: dict of "train" and "validation" PackedRows.
         config: TrainConfig.
@@ -325,6 +328,9 @@ def train(
             `None` = that of one device.
         lora: LoRAConfig of the model's adapters, which are then kept as
             `folder/adapter` and merged into `folder/model`. `None` = none.
+        counts_bytes: bool. Targets are tokens of texts: report bits per byte.
+        build_step: function of what `TrainStep` takes, returns one. `None` =
+            that of the backend.
         tell: function of one str, prints a line.
 
     Returns:
@@ -341,7 +347,7 @@ def train(
     result_path = folder / "result.json"
     if result_path.is_file():
         tell(f"{name}: already trained, see {folder}.")
-        return _result(folder, is_chief(strategy))
+        return _result(folder, strategy)
 
     for split, part in rows.items():
         if not len(part):
@@ -358,7 +364,7 @@ def train(
         )
     check_rows(
         batch_size,
-        replicas=strategy.num_replicas_in_sync,
+        replicas=num_shares(strategy),
         accumulate_steps=config.accumulate_steps,
     )
     # The writer ends first: a second signal must reach it, too.
@@ -380,6 +386,8 @@ def train(
             strategy=strategy,
             log_folder=folder if is_chief(strategy) else unread,
             lora=lora,
+            counts_bytes=counts_bytes,
+            build_step=build_step,
             tell=tell,
             request=request,
             writer=writer,
@@ -401,13 +409,14 @@ def train(
         "before": progress.before,
     }
     on_chief(strategy, lambda: write_json(result_path, metrics))
-    return _result(folder, is_chief(strategy))
+    return _result(folder, strategy)
 
 
-def _result(folder, is_chief):
-    model, tokenizer = load_model(folder)
+def _result(folder, strategy):
+    model, tokenizer = load_model(folder, kinds=tuple(MODELS))
     metrics = read_json(folder / "result.json")
-    return StageResult(model, tokenizer, folder, metrics, is_chief)
+    goes_on = is_chief(strategy) and is_tensorflow()
+    return StageResult(model, tokenizer, folder, metrics, goes_on)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,6 +467,8 @@ class _Stage:
         strategy,
         log_folder,
         lora,
+        counts_bytes,
+        build_step,
         tell,
         request,
         writer,
@@ -475,7 +486,13 @@ class _Stage:
         self.tell = tell
         self.request = request
         self.writer = writer
-        self.step_model = _compile(model, tokenizer, config, strategy)
+        self.step_model = _compile(
+            model,
+            config,
+            strategy,
+            token_bytes=tokenizer.token_bytes if counts_bytes else None,
+            build_step=build_step,
+        )
         # The same rows each time, spread over the split.
         count = min(len(rows["validation"]), config.evaluate_rows)
         chosen = np.linspace(0, len(rows["validation"]) - 1, count).astype(int)
@@ -583,12 +600,14 @@ class _Stage:
         step, config = self.step, self.config
         metrics["perplexity"] = math.exp(min(metrics["loss"], 50.0))
         self.log.record(step, "validation", metrics)
-        self.tell(
+        told = (
             f"{self.name} {step}/{config.steps}  validation: "
             f"loss {metrics['loss']:.4f}  acc {metrics['accuracy']:.3f}  "
-            f"ppl {metrics['perplexity']:.2f}  "
-            f"bits/byte {metrics['bits_per_byte']:.3f}"
+            f"ppl {metrics['perplexity']:.2f}"
         )
+        if "bits_per_byte" in metrics:
+            told += f"  bits/byte {metrics['bits_per_byte']:.3f}"
+        self.tell(told)
         self.progress = self.progress.after(
             validated_step=step, num_rollbacks=0, sums=None
         )
@@ -596,7 +615,8 @@ class _Stage:
         if step == 0:
             self.progress = self.progress.after(before=metrics)
         else:
-            if is_chief(self.strategy):
+            # Texts are decoded under TensorFlow only.
+            if is_chief(self.strategy) and is_tensorflow():
                 self.log.record_sample(step, self._sample())
             is_best = metrics["loss"] < self.progress.best_loss
             self.progress = (
@@ -772,15 +792,16 @@ class _Stage:
             "software": {
                 **versions,
                 "python": platform.python_version(),
+                "backend": keras.backend.backend(),
                 "jit_compile": self.step_model.jit_compile,
-                "replicas": self.strategy.num_replicas_in_sync,
+                "replicas": num_shares(self.strategy),
                 "accumulate_steps": self.config.accumulate_steps,
             },
         }
 
 
-def _compile(model, tokenizer, config, strategy):
-    """Returns the compiled TrainStep."""
+def _compile(model, config, strategy, *, token_bytes, build_step):
+    """Returns the compiled TokenStep."""
     schedule = build_schedule(
         config.schedule,
         config.peak_learning_rate(model.config.model_dim),
@@ -791,10 +812,10 @@ def _compile(model, tokenizer, config, strategy):
     )
     jit_compile = resolve_jit_compile(config.jit_compile, strategy)
     with strategy.scope():
-        step_model = TrainStep(
+        step_model = (build_step or _step_type())(
             model,
             clip_norm=config.clip_norm,
-            token_bytes=tokenizer.token_bytes,
+            token_bytes=token_bytes,
             accumulate_steps=config.accumulate_steps,
         )
         step_model.build()
@@ -811,8 +832,16 @@ def _compile(model, tokenizer, config, strategy):
     return step_model
 
 
+def _step_type():
+    """Returns the TokenStep of the backend."""
+    if is_tensorflow():
+        return TrainStep
+    # Not above: it needs jax, which need not be there.
+    return importlib.import_module("kerasgpt.training.jax_step").JaxTrainStep
+
+
 def _group_steps(model_config, config):
-    """Returns how many steps one call of TensorFlow makes.
+    """Returns how many steps one call of the backend makes.
 
     As many as pay for the call, few enough to stop soon after a signal; a
     divisor of `log_steps`, so that events fall between two calls.

@@ -1,4 +1,4 @@
-"""Owns the train step. Not: the model, nor the loop around it (fit)."""
+"""Owns the train step under TensorFlow. Not: its arithmetic (token_step.py)."""
 
 import contextlib
 import functools
@@ -7,7 +7,6 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from kerasgpt.evaluation.metrics import BitsPerByte
 from kerasgpt.training.distribution import (
     compile_on_workers,
     lost_workers_told,
@@ -15,15 +14,15 @@ from kerasgpt.training.distribution import (
     spans_workers,
     sum_over_replicas,
 )
-from kerasgpt.training.losses import next_token_loss
 from kerasgpt.training.optimizers import take_summed_gradients
+from kerasgpt.training.token_step import TokenStep
 
 # Between the seeds of neighbouring replicas: a prime far from the few hundred
 # generators of a model, whose own seeds are drawn from below 1e9.
 SEED_STRIDE = 1_000_000_007
 
 
-class TrainStep(keras.Model):
+class TrainStep(TokenStep):
     """Wraps a task model so that `compile` and `fit` train it per token.
 
     What it does that the stock step does not:
@@ -59,40 +58,6 @@ class TrainStep(keras.Model):
     sample_weight float (batch, length).
     """
 
-    def __init__(
-        self,
-        model,
-        *,
-        clip_norm=1.0,
-        token_bytes=None,
-        accumulate_steps=1,
-        **kwargs,
-    ):
-        super().__init__(name="train_step", dtype=model.dtype_policy, **kwargs)
-        if not model.built:
-            model.build()
-        self.model = model
-        self.clip_norm = clip_norm
-        self.accumulate_steps = accumulate_steps
-        self.loss_mean = keras.metrics.Mean(name="loss")
-        self.accuracy_mean = keras.metrics.Mean(name="accuracy")
-        self.norm_mean = keras.metrics.Mean(name="gradient_norm")
-        self.skipped_sum = keras.metrics.Sum(name="skipped_steps")
-        self.bits_per_byte = (
-            BitsPerByte(token_bytes) if token_bytes is not None else None
-        )
-
-    @property
-    def metrics(self):
-        return (
-            [self.loss_mean, self.accuracy_mean]
-            + ([self.bits_per_byte] if self.bits_per_byte else [])
-            + [self.norm_mean, self.skipped_sum]
-        )
-
-    def build(self, input_shape=None):
-        self.built = True
-
     def compile(self, *args, steps_per_execution=1, **kwargs):
         # On several replicas Keras cannot run steps in groups.
         if self.distribute_strategy.num_replicas_in_sync > 1:
@@ -104,9 +69,6 @@ class TrainStep(keras.Model):
         # The scale of the loss must exist before the first step is traced.
         if not self.optimizer.built:
             self.optimizer.build(self.model.trainable_variables)
-
-    def call(self, inputs, training=None):
-        return self.model(inputs, training=training)
 
     def fit(self, x, *, callbacks=None, **settings):
         """Trains as `keras.Model.fit` does, also where that fails.
@@ -151,70 +113,40 @@ class TrainStep(keras.Model):
         return compile_on_workers(self.distribute_strategy, self.test_step)
 
     def train_step(self, data):
-        _, targets, sample_weight = data
-        total_weight = sum_over_replicas(tf.reduce_sum(sample_weight))
-        loss_scale = self.optimizer.scale_loss(1.0)
-        with _seeds_of_replica(self.model):
-            sums, losses, hits = (
-                self._differentiate(data, total_weight, loss_scale)
-                if self.accumulate_steps == 1
-                else self._accumulate(data, total_weight, loss_scale)
-            )
-        loss, *gradients = sum_over_replicas(sums)
-        norm = tf.linalg.global_norm(gradients) / loss_scale
-        is_finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
-        scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
-        gradients = [gradient * scale for gradient in gradients]
-        self._apply(gradients, is_finite)
-
-        # A skipped step must not turn the means into NaN either.
-        sample_weight = tf.where(is_finite, sample_weight, 0.0)
-        losses = tf.where(is_finite, losses, 0.0)
-        self._update_metrics(losses, hits, targets, sample_weight)
-        self.norm_mean.update_state(
-            tf.where(is_finite, norm, 0.0), tf.cast(is_finite, tf.float32)
-        )
-        # Each replica counts its share, for metrics are summed over them.
-        self.skipped_sum.update_state(
-            (1.0 - tf.cast(is_finite, tf.float32)) / num_replicas()
-        )
+        self.update_on(data)
         return _results(self.metrics)
 
     def test_step(self, data):
-        inputs, targets, sample_weight = data
-        _, losses, hits = next_token_loss(
-            self.model.backbone(inputs, training=False),
-            self.model.output_kernel(),
-            targets,
-            sample_weight,
-        )
-        self._update_metrics(losses, hits, targets, sample_weight)
-        trained_only = (self.norm_mean, self.skipped_sum)
-        return _results(
-            [metric for metric in self.metrics if metric not in trained_only]
-        )
+        self.evaluate_on(data)
+        return _results(self.validation_metrics)
 
-    def _differentiate(self, data, total_weight, loss_scale):
-        """Returns [loss, *gradients], losses and hits of these rows.
+    def differentiate(self, data, total_weight, loss_scale):
+        with _seeds_of_replica(self.model):
+            if self.accumulate_steps == 1:
+                return self._differentiate_at_once(
+                    data, total_weight, loss_scale
+                )
+            return self._accumulate(data, total_weight, loss_scale)
 
-        Loss and gradients are shares, which add up to those of all rows.
-        """
-        inputs, targets, sample_weight = data
+    def apply(self, gradients):
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+
+    def total(self, values):
+        return sum_over_replicas(values)
+
+    def num_shares(self):
+        return num_replicas()
+
+    def _differentiate_at_once(self, data, total_weight, loss_scale):
+        """Returns what `differentiate` does, with all rows in memory."""
         with tf.GradientTape() as tape:
-            hidden_states = self.model.backbone(inputs, training=True)
-            loss, losses, hits = next_token_loss(
-                hidden_states,
-                self.model.output_kernel(),
-                targets,
-                sample_weight,
-                total_weight=total_weight,
-            )
+            loss, losses, hits = self.loss_of(data, total_weight, training=True)
             scaled_loss = loss * loss_scale
         gradients = tape.gradient(scaled_loss, self.model.trainable_variables)
         return [loss, *map(tf.convert_to_tensor, gradients)], losses, hits
 
     def _accumulate(self, data, total_weight, loss_scale):
-        """Returns what `_differentiate` does, of one micro-batch at a time."""
+        """Returns what `differentiate` does, of one micro-batch at a time."""
         count = self.accumulate_steps
         parts = tree.map_structure(
             lambda rows: tf.reshape(rows, (count, -1, *rows.shape[1:])), data
@@ -222,7 +154,7 @@ class TrainStep(keras.Model):
 
         def advance(index, sums, losses, hits):
             part = tree.map_structure(lambda rows: rows[index], parts)
-            added, part_losses, part_hits = self._differentiate(
+            added, part_losses, part_hits = self._differentiate_at_once(
                 part, total_weight, loss_scale
             )
             return (
@@ -254,25 +186,6 @@ class TrainStep(keras.Model):
             tf.reshape(losses.stack(), shape),
             tf.reshape(hits.stack(), shape),
         )
-
-    def _apply(self, gradients, is_finite):
-        """Updates weights and optimizer, or leaves both as they are."""
-        # The scale of the loss must fall when a step is skipped.
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        variables = self.model.trainable_variables
-        # Undone by a select, not avoided by a branch: optimizers may not be
-        # applied inside a branch when several replicas train together.
-        state = [*variables, *optimizer.variables]
-        before = [tf.identity(variable.value) for variable in state]
-        self.optimizer.apply(gradients, variables)
-        for variable, value in zip(state, before, strict=True):
-            variable.assign(tf.where(is_finite, variable.value, value))
-
-    def _update_metrics(self, losses, hits, targets, sample_weight):
-        self.loss_mean.update_state(losses, sample_weight)
-        self.accuracy_mean.update_state(hits, sample_weight)
-        if self.bits_per_byte:
-            self.bits_per_byte.update_state(losses, targets, sample_weight)
 
 
 def _results(metrics):

@@ -6,15 +6,19 @@ import pytest
 
 from kerasgpt.config import InputError
 from kerasgpt.data.shop import (
+    LABELLED_TASKS,
     TASKS,
     build_world,
     generate_chats,
     generate_documents,
+    generate_labelled_texts,
     generate_questions,
+    phrases,
     wordings,
 )
 from kerasgpt.data.shop import chats as shop_chats
 from kerasgpt.data.shop.documents import FACT_SENTENCES, fact_values
+from kerasgpt.data.shop.labels import LABELS
 from kerasgpt.data.shop.world import ATTRIBUTES, LANGUAGES
 
 NUM_CHATS = 4000
@@ -405,3 +409,93 @@ def test_a_world_too_small_to_hold_anything_out_is_refused():
     world = build_world(num_products=1)
     with pytest.raises(InputError, match=r"^data\.num_products: too few;"):
         generate_questions(world, count_per_task=1)
+
+
+def _labelled(world, task, held_out, count=600):
+    return list(
+        generate_labelled_texts(
+            world, task=task, count=count, held_out=held_out
+        )
+    )
+
+
+@pytest.mark.parametrize("task", LABELLED_TASKS)
+def test_labelled_texts_are_split_by_what_they_say(world, task):
+    trained = _labelled(world, task, False)
+    tested = _labelled(world, task, True)
+    assert len(trained) == len(tested) == 600
+
+    def sayings(rows):
+        # Without the introduction, which is drawn anew each time.
+        return {
+            tuple(
+                sorted(
+                    sentence
+                    for table in (phrases.PRAISE, phrases.BLAME)
+                    for sentence in table[language]
+                    if sentence[1:-1] in text
+                )
+            )
+            + (text.find("lthough") > 0, text.find("虽然") >= 0, label)
+            if task == "sentiment"
+            else text
+            for text, label, language in rows
+        }
+
+    assert len(sayings(tested)) > 50
+    if task == "category":
+        assert not sayings(trained) & sayings(tested)
+    assert len({text for text, _, _ in trained + tested}) == 1200
+    assert {label for _, label, _ in tested} == set(LABELS[task])
+
+
+def test_no_held_out_review_is_in_a_training_chat(world, chats):
+    asked = "\n".join(_contents(chats, "user"))
+    for task in LABELLED_TASKS:
+        for text, _, _ in _labelled(world, task, True):
+            # In chats a review has no introduction.
+            for start in ("I bought", "This is about", "My order"):
+                if text.startswith(start):
+                    text = text.partition(". ")[2]
+            for start in ("我买了", "说说", "我订的是"):
+                if text.startswith(start):
+                    text = text.partition("。")[2]
+            if "although" not in text.lower() and "虽然" not in text:
+                assert text not in asked
+
+
+def test_labels_are_what_the_reviews_say(world):
+    for text, label, language in _labelled(world, "sentiment", False):
+        praised, blamed = (
+            [s for s in table[language] if s[1:-1].lower() in text.lower()]
+            for table in (phrases.PRAISE, phrases.BLAME)
+        )
+        conceded = None
+        if language == "en" and "although" in text.lower():
+            before, _, after = text.lower().partition("although ")
+            is_first = before.rstrip().endswith(".") or not before.strip()
+            conceded = after.split(",")[0] if is_first else after
+        if language == "zh" and "虽然" in text:
+            conceded = text.partition("虽然")[2].split("，但是")[0]
+        if language == "zh" and "尽管" in text:
+            conceded = text.partition("尽管")[2]
+        if conceded is None:
+            expected = "mixed" if praised and blamed else None
+            expected = expected or ("positive" if praised else "negative")
+        else:
+            assert len(praised) == len(blamed) == 1
+            is_praise_conceded = praised[0][1:-1].lower() in conceded
+            expected = "negative" if is_praise_conceded else "positive"
+        assert label == expected, text
+
+
+def test_an_unknown_labelled_task_is_refused(world):
+    with pytest.raises(InputError, match=r"data\.task=mood: must be one of"):
+        _labelled(world, "mood", False)
+
+
+def test_a_question_about_a_text_names_it(questions):
+    for question in questions:
+        is_about_text = question.task in ("summary", "translation", "roles")
+        assert bool(question.source) == is_about_text
+        assert question.source in question.messages[-1]["content"]

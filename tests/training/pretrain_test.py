@@ -8,6 +8,8 @@ import pytest
 from kerasgpt.checkpoints.model_folder import save_model
 from kerasgpt.config import InputError
 from kerasgpt.data.prepare import Corpus, load_corpus
+from kerasgpt.data.shards import load_shards
+from kerasgpt.files import write_manifest
 from kerasgpt.generation import Generator
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import pretrain, stage
@@ -394,3 +396,35 @@ def test_what_the_start_brings_cannot_be_set():
 
 def quiet(line):
     pass
+
+
+def _other_tokenizer(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"], manifest["sha256"]
+    manifest["tokenizer_fingerprint"] = "of another"
+    write_manifest(folder, **manifest)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "train.token_ids.npy").write_bytes(b"half"),
+        lambda folder: (folder / "train.offsets.npy").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        _other_tokenizer,
+    ],
+    ids=["corrupt", "missing", "manifest", "another tokenizer"],
+)
+def test_damaged_shards_are_made_anew(tmp_path, trained, damage):
+    pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
+    # A copy: the file is mapped into memory.
+    before = np.array(trained[0]["rows"]["train"].token_ids)
+    damage(tmp_path / "data")
+    with pytest.raises(InputError):
+        load_shards(
+            tmp_path / "data",
+            tokenizer_fingerprint=ByteTokenizer().fingerprint(),
+        )
+    pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
+    after = trained[1]["rows"]["train"].token_ids
+    np.testing.assert_array_equal(after, before)

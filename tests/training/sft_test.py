@@ -13,6 +13,7 @@ from kerasgpt.generation import Generator
 from kerasgpt.models.lora import LoRAConfig
 from kerasgpt.training import pretrain, sft, stage
 from tests.conftest import GOLDENS
+from tests.tokenizers.families import put_family
 
 CONTEXT = 64
 
@@ -463,3 +464,35 @@ def test_shuffled_answers_are_dealt_out_anew_and_nothing_is_lost():
 def test_evaluation_settings_out_of_range_are_refused(name):
     with pytest.raises(InputError, match=f"evaluation.{name}=0"):
         sft.SFTConfig().override([f"evaluation.{name}=0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "name"), [("qwen2", "chatml"), ("gpt2", "alpaca")]
+)
+def test_a_tokenizer_of_another_family_is_trained_with_and_answers(
+    family, name, tmp_path
+):
+    (tmp_path / "theirs").mkdir()
+    theirs = put_family(tmp_path / "theirs", family)
+    config = tiny(
+        tmp_path,
+        f"tokenizer.path={theirs}",
+        "model.context_length=256",
+        "pretrain.batch_tokens=256",
+        "train.batch_tokens=256",
+    )
+    result = run(config)
+    model, tokenizer = load_model(config.run_dir)
+    # It is in the run's own folder, template included.
+    shutil.rmtree(theirs)
+    assert tokenizer.chat_format.name == name
+    assert tokenizer.control_tokens == result.chat.tokenizer.control_tokens
+    generator = Generator(model, tokenizer, jit_compile=False)
+    assert generator.template.end_id == tokenizer.control_id(
+        "<|im_end|>" if name == "chatml" else "<|endoftext|>"
+    )
+    (reply,) = generator.reply([CHATS[0][:1]], max_new_tokens=4)
+    assert not any(token in reply for token in tokenizer.control_tokens)
+    (text,) = generator.complete(["How"], max_new_tokens=4)
+    assert isinstance(text, str)

