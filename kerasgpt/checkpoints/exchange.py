@@ -14,12 +14,14 @@ from kerasgpt.checkpoints.huggingface import (
     save_huggingface,
 )
 from kerasgpt.checkpoints.model_folder import (
+    copy_to_host,
     find_model_folder,
     load_config,
     load_model,
     load_tokenizer,
     save_model,
 )
+from kerasgpt.checkpoints.quantized import quantize_weights
 from kerasgpt.config import InputError
 from kerasgpt.files import MANIFEST, file_hash
 from kerasgpt.tokenizers.huggingface import load_huggingface_tokenizer
@@ -93,12 +95,7 @@ def convert(
         InputError: if the source cannot be read, transformers has no such
             model, or the target cannot be written.
     """
-    # Before a long conversion.
-    if pathlib.Path(target).exists() and not overwrite:
-        raise InputError(
-            f"{target}: exists already and is not overwritten without "
-            f"--overwrite."
-        )
+    _check_target(target, overwrite)
     is_ours = not (_is_preset(source) or is_huggingface(source))
     if is_ours and tokenizer_folder:
         raise InputError("--tokenizer is for a model that comes from others.")
@@ -112,6 +109,31 @@ def convert(
         save_model(target, model, tokenizer)
     told = "with its tokenizer" if tokenizer else "without a tokenizer"
     tell(f"{target}: {model.config.num_parameters:,} parameters, {told}.")
+
+
+def quantize(source, target, *, overwrite=False, tell=print):
+    """Writes a model with its matrices as 8-bit integers.
+
+    Args:
+        source: as of `load_pretrained`.
+        target: str or Path, becomes a model folder.
+        overwrite: bool. Replace an existing target.
+        tell: function of one str, prints a line.
+
+    Raises:
+        InputError: if the source cannot be read or the target written.
+    """
+    _check_target(target, overwrite)
+    model, tokenizer = load_pretrained(source, needs_tokenizer=False)
+    weights = copy_to_host(model.variables)
+    before = sum(array.nbytes for array in weights.values())
+    weights = quantize_weights(weights)
+    after = sum(array.nbytes for array in weights.values())
+    save_model(target, model, tokenizer, weights=weights)
+    tell(
+        f"{target}: {after / 1e6:,.1f} MB of weights, {after / before:.1%} of "
+        f"{before / 1e6:,.1f} MB."
+    )
 
 
 def check_vocabulary(source, model, tokenizer):
@@ -146,6 +168,15 @@ def pretrained_hash(source):
         f"{file.name} {file_hash(file)}" for file in files if file.is_file()
     )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_target(target, overwrite):
+    """Refuses an existing target, before a long computation."""
+    if pathlib.Path(target).exists() and not overwrite:
+        raise InputError(
+            f"{target}: exists already and is not overwritten without "
+            f"--overwrite."
+        )
 
 
 def _is_preset(source):

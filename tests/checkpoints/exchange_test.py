@@ -11,6 +11,7 @@ from kerasgpt.checkpoints.exchange import (
     load_pretrained,
     load_pretrained_config,
     pretrained_hash,
+    quantize,
 )
 from kerasgpt.checkpoints.huggingface import load_huggingface, save_huggingface
 from kerasgpt.checkpoints.model_folder import load_model, save_model
@@ -189,6 +190,34 @@ def test_a_model_without_a_tokenizer_serves_where_none_is_needed(tmp_path):
     assert (
         f"{THEIRS}: brings no tokenizer" in told and "kerasgpt convert" in told
     )
+
+
+def test_a_model_of_8_bits_is_a_quarter_and_answers_nearly_the_same(
+    ours, tmp_path
+):
+    told = []
+    quantize(ours, tmp_path / "int8", tell=told.append)
+    assert "% of 0." in told[0]
+    sizes = [
+        (folder / "model.safetensors").stat().st_size
+        for folder in (ours / "model", tmp_path / "int8")
+    ]
+    # Names and factors are half of so small a file.
+    assert sizes[1] < 0.6 * sizes[0]
+    model, tokenizer = load_model(tmp_path / "int8")
+    assert tokenizer.kind == "byte"
+    before = np.asarray(load_model(ours)[0]({"token_ids": TOKEN_IDS}))
+    after = np.asarray(model({"token_ids": TOKEN_IDS}))
+    # A rounding is off by 0.6 % of a weight's usual size; some ten follow each
+    # other.
+    change = np.sqrt(np.mean((after - before) ** 2) / np.mean(before**2))
+    assert 0 < change < 0.03
+    told = refusal(quantize, ours, tmp_path / "int8")
+    assert "without --overwrite" in told
+    # Out to others it goes in float32.
+    convert(tmp_path / "int8", tmp_path / "theirs", tell=lambda line: None)
+    again = load_huggingface(tmp_path / "theirs")
+    np.testing.assert_array_equal(again({"token_ids": TOKEN_IDS}), after)
 
 
 def test_the_shape_is_read_without_the_weights(ours, tmp_path):
