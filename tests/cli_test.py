@@ -770,6 +770,8 @@ def test_a_folder_of_transformers_is_converted(call, elsewhere):
     assert status == 0
     files = {path.name for path in (elsewhere / "theirs").iterdir()}
     assert files == {"config.json", "model.safetensors"}
+    status, out, _ = call("kerasgpt", "quantize", "ours", "small")
+    assert status == 0 and out.startswith("small: ")
     status, _, err = call("kerasgpt", "generate", "ours", "text")
     assert status == 2 and "holds no tokenizer" in err
     assert "Traceback" not in err

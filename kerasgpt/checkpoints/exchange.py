@@ -14,23 +14,17 @@ from kerasgpt.checkpoints.huggingface import (
     save_huggingface,
 )
 from kerasgpt.checkpoints.model_folder import (
+    copy_to_host,
     find_model_folder,
     load_config,
     load_model,
     load_tokenizer,
     save_model,
 )
+from kerasgpt.checkpoints.quantized import quantize_weights
 from kerasgpt.config import InputError
 from kerasgpt.files import MANIFEST, file_hash
-
-# Of transformers: none of them is read or written.
-TOKENIZER_NAMES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-)
+from kerasgpt.tokenizers.huggingface import load_huggingface_tokenizer
 
 
 def load_pretrained(source, *, needs_tokenizer=True):
@@ -39,26 +33,32 @@ def load_pretrained(source, *, needs_tokenizer=True):
     Args:
         source: str or Path: a run or model folder of ours, a folder of
             transformers, or keras_hub: and a preset of GPT-2.
-        needs_tokenizer: bool. Refuse a model without one of ours.
+        needs_tokenizer: bool. Refuse a model without one.
 
     Returns:
-        GPTCausalLM, and its tokenizer or None.
+        GPTCausalLM, and its tokenizer or None. Rows of a table for which
+        a tokenizer of transformers has no token are left out.
 
     Raises:
         InputError: if it cannot be read, or lacks a tokenizer that is needed.
     """
+    tokenizer = None
     if _is_preset(source):
         model = hub.load_preset(str(source).removeprefix(hub.PREFIX))
     elif is_huggingface(source):
-        model = load_huggingface(source)
+        tokenizer = load_huggingface_tokenizer(source)
+        size = tokenizer.vocabulary_size if tokenizer else None
+        model = load_huggingface(source, vocabulary_size=size)
+        if tokenizer:
+            check_vocabulary(source, model, tokenizer)
     else:
         return load_model(source, needs_tokenizer=needs_tokenizer)
-    if needs_tokenizer:
+    if needs_tokenizer and tokenizer is None:
         raise InputError(
-            f"{source}: brings no tokenizer that is read here; `kerasgpt "
-            f"convert {source} TARGET --tokenizer FOLDER` gives it one of ours."
+            f"{source}: brings no tokenizer; `kerasgpt convert {source} TARGET "
+            f"--tokenizer FOLDER` gives it one."
         )
-    return model, None
+    return model, tokenizer
 
 
 def load_pretrained_config(source):
@@ -95,30 +95,45 @@ def convert(
         InputError: if the source cannot be read, transformers has no such
             model, or the target cannot be written.
     """
-    # Before a long conversion.
-    if pathlib.Path(target).exists() and not overwrite:
-        raise InputError(
-            f"{target}: exists already and is not overwritten without "
-            f"--overwrite."
-        )
+    _check_target(target, overwrite)
     is_ours = not (_is_preset(source) or is_huggingface(source))
     if is_ours and tokenizer_folder:
         raise InputError("--tokenizer is for a model that comes from others.")
     model, tokenizer = load_pretrained(source, needs_tokenizer=False)
     if is_ours:
-        if tokenizer is not None:
-            tell("the tokenizer is left out.")
-        save_huggingface(target, model, overwrite=overwrite)
+        save_huggingface(target, model, tokenizer, overwrite=overwrite)
     else:
         if tokenizer_folder:
             tokenizer = load_tokenizer(find_model_folder(tokenizer_folder))
             check_vocabulary(source, model, tokenizer)
-        elif any(
-            (pathlib.Path(source) / name).is_file() for name in TOKENIZER_NAMES
-        ):
-            tell("its tokenizer files are left out.")
         save_model(target, model, tokenizer)
-    tell(f"{target}: {model.config.num_parameters:,} parameters.")
+    told = "with its tokenizer" if tokenizer else "without a tokenizer"
+    tell(f"{target}: {model.config.num_parameters:,} parameters, {told}.")
+
+
+def quantize(source, target, *, overwrite=False, tell=print):
+    """Writes a model with its matrices as 8-bit integers.
+
+    Args:
+        source: as of `load_pretrained`.
+        target: str or Path, becomes a model folder.
+        overwrite: bool. Replace an existing target.
+        tell: function of one str, prints a line.
+
+    Raises:
+        InputError: if the source cannot be read or the target written.
+    """
+    _check_target(target, overwrite)
+    model, tokenizer = load_pretrained(source, needs_tokenizer=False)
+    weights = copy_to_host(model.variables)
+    before = sum(array.nbytes for array in weights.values())
+    weights = quantize_weights(weights)
+    after = sum(array.nbytes for array in weights.values())
+    save_model(target, model, tokenizer, weights=weights)
+    tell(
+        f"{target}: {after / 1e6:,.1f} MB of weights, {after / before:.1%} of "
+        f"{before / 1e6:,.1f} MB."
+    )
 
 
 def check_vocabulary(source, model, tokenizer):
@@ -153,6 +168,15 @@ def pretrained_hash(source):
         f"{file.name} {file_hash(file)}" for file in files if file.is_file()
     )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_target(target, overwrite):
+    """Refuses an existing target, before a long computation."""
+    if pathlib.Path(target).exists() and not overwrite:
+        raise InputError(
+            f"{target}: exists already and is not overwritten without "
+            f"--overwrite."
+        )
 
 
 def _is_preset(source):

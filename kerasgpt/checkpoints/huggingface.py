@@ -5,6 +5,7 @@ huggingface_tensors.py), which folder is one (exchange.py).
 """
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import struct
@@ -15,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from kerasgpt.checkpoints.huggingface_families import read_family, write_family
-from kerasgpt.checkpoints.huggingface_tensors import HEAD, widths
+from kerasgpt.checkpoints.huggingface_tensors import HEAD, VOCABULARY, widths
 from kerasgpt.checkpoints.model_folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -24,6 +25,10 @@ from kerasgpt.checkpoints.model_folder import (
 from kerasgpt.config import InputError
 from kerasgpt.files import atomic_folder, read_json, write_json
 from kerasgpt.models.gpt import GPTCausalLM
+from kerasgpt.tokenizers.huggingface import (
+    CONFIG_FILE as TOKENIZER_CONFIG_FILE,
+)
+from kerasgpt.tokenizers.huggingface import save_huggingface_tokenizer
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 SUFFIX = pathlib.PurePath(WEIGHTS_FILE).suffix
@@ -65,7 +70,7 @@ def read_config(folder):
         raise InputError(f"{path}: {told}") from error
 
 
-def load_huggingface(folder):
+def load_huggingface(folder, *, vocabulary_size=None):
     """Returns the model in a folder as transformers writes it.
 
     Only tensors are read, one after the other, once their names, shapes and
@@ -74,6 +79,8 @@ def load_huggingface(folder):
     Args:
         folder: str or Path: config.json and safetensors, in one file or
             several.
+        vocabulary_size: int. So many ids there are tokens of; further rows
+            of the table, which pad it, are left out. `None` = all rows.
 
     Returns:
         GPTCausalLM.
@@ -94,11 +101,19 @@ def load_huggingface(folder):
         if config.tie_embeddings and HEAD in stored:
             _check_tied(files, stored[HEAD], stored[rows[0].theirs])
 
+        if vocabulary_size is not None:
+            config = dataclasses.replace(
+                config,
+                vocabulary_size=min(vocabulary_size, config.vocabulary_size),
+            )
+
         def fill(layer):
             variables = name_variables(layer.variables)
             for row in rows:
                 if row.ours[0] in variables:
                     array = _read(files, stored[row.theirs])
+                    if row.shape[0] == VOCABULARY:
+                        array = array[: config.vocabulary_size]
                     _assign(row, array, [variables[one] for one in row.ours])
 
         model = GPTCausalLM(config, fill=fill, name="gpt")
@@ -109,6 +124,7 @@ def load_huggingface(folder):
 def save_huggingface(
     folder,
     model,
+    tokenizer=None,
     *,
     overwrite=False,
     max_shard_bytes=MAX_SHARD_BYTES,
@@ -121,6 +137,7 @@ def save_huggingface(
     Args:
         folder: str or Path.
         model: GPTCausalLM.
+        tokenizer: Tokenizer, or None to write none.
         overwrite: bool. Replace an existing folder.
         max_shard_bytes: int.
 
@@ -133,6 +150,11 @@ def save_huggingface(
     variables = name_variables(model.variables)
     shards = _shards(rows, model.config, max_shard_bytes)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
+        if tokenizer is not None:
+            save_huggingface_tokenizer(
+                temporary, tokenizer, max_length=model.config.context_length
+            )
+            values |= _control_ids(temporary, tokenizer)
         write_json(temporary / CONFIG_FILE, values)
         weight_map, total_bytes = {}, 0
         for number, shard in enumerate(shards, 1):
@@ -154,6 +176,16 @@ def save_huggingface(
                     "weight_map": weight_map,
                 },
             )
+
+
+def _control_ids(folder, tokenizer):
+    """Returns the ids that config.json repeats of a tokenizer's files."""
+    written = read_json(folder / TOKENIZER_CONFIG_FILE)
+    return {
+        f"{key}_id": tokenizer.control_id(written[key])
+        for key in ("bos_token", "eos_token", "pad_token")
+        if key in written
+    }
 
 
 def _read_object(path):

@@ -75,7 +75,7 @@ def widths(config):
     query = config.num_heads * config.head_dim
     key = config.num_kv_heads * config.head_dim
     return {
-        "vocabulary": config.vocabulary_size,
+        VOCABULARY: config.vocabulary_size,
         "context": config.context_length,
         "model": config.model_dim,
         "inner": config.inner_dim,
@@ -130,11 +130,11 @@ def _model(theirs, ours, *shape, **options):
     return Row(theirs, (f"backbone/{ours}",), shape, **options)
 
 
-HEAD = "lm_head.weight"
+HEAD, VOCABULARY = "lm_head.weight", "vocabulary"
 HEAD_ROW = _model(
     HEAD,
     "token_embedding/reverse_embeddings",
-    "vocabulary",
+    VOCABULARY,
     "model",
     transposed=True,
     when="untied",
@@ -156,7 +156,7 @@ GPT1_ROWS = (
     _model(
         "tokens_embed.weight",
         "token_embedding/embeddings",
-        "vocabulary",
+        VOCABULARY,
         "model",
     ),
     _model(
@@ -169,7 +169,7 @@ GPT1_ROWS = (
     HEAD_ROW,
 )
 GPT2_ROWS = (
-    _model("wte.weight", "token_embedding/embeddings", "vocabulary", "model"),
+    _model("wte.weight", "token_embedding/embeddings", VOCABULARY, "model"),
     _model("wpe.weight", "position_embedding/embeddings", "context", "model"),
     *GPT_BLOCK,
     _model("ln_f.weight", "final_norm/gamma", "model"),
@@ -181,7 +181,7 @@ LLAMA_ROWS = (
     _model(
         "embed_tokens.weight",
         "token_embedding/embeddings",
-        "vocabulary",
+        VOCABULARY,
         "model",
     ),
     _block("layers.{}.input_layernorm.weight", "attention_norm/scale", "model"),

@@ -6,6 +6,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from kerasgpt.checkpoints.quantized import SCALE_SUFFIX, dequantize
 from kerasgpt.config import InputError
 from kerasgpt.files import (
     atomic_folder,
@@ -233,6 +234,9 @@ def save_weights(path, weights):
 def load_weights(path, variables):
     """Fills variables from a safetensors file; names and shapes must agree.
 
+    Matrices may be 8-bit integers with factors beside them, see
+    `quantize_weights`.
+
     Raises:
         InputError: naming the tensor that is missing, extra or misshapen.
     """
@@ -240,20 +244,41 @@ def load_weights(path, variables):
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             names = set(file.keys())
-            if names != set(by_name):
-                odd = sorted(names ^ set(by_name))[0]
-                state = "missing" if odd in by_name else "not expected"
+            scaled = {name for name in by_name if name + SCALE_SUFFIX in names}
+            needed = set(by_name) | {name + SCALE_SUFFIX for name in scaled}
+            if names != needed:
+                odd = sorted(names ^ needed)[0]
+                state = "missing" if odd in needed else "not expected"
                 raise InputError(f"{path}: tensor {odd} is {state}.")
             for name, variable in by_name.items():
-                shape = tuple(file.get_slice(name).get_shape())
+                view = file.get_slice(name)
+                shape = tuple(view.get_shape())
                 if shape != tuple(variable.shape):
                     raise InputError(
                         f"{path}: tensor {name} has shape {shape}; this model "
                         f"needs {tuple(variable.shape)}."
                     )
-                variable.assign(file.get_tensor(name))
+                if (view.get_dtype() == "I8") != (name in scaled):
+                    raise InputError(
+                        f"{path}: tensor {name} is {view.get_dtype()}, which "
+                        f"does not go with the factors beside it."
+                    )
+                array = file.get_tensor(name)
+                if name in scaled:
+                    scale = file.get_tensor(name + SCALE_SUFFIX)
+                    _check_scale(path, name, shape, scale.shape)
+                    array = dequantize(array, scale)
+                variable.assign(array)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be read: {error}.") from error
+
+
+def _check_scale(path, name, shape, found):
+    if found not in ((1, *shape[1:]), (*shape[:1], 1)):
+        raise InputError(
+            f"{path}: tensor {name}{SCALE_SUFFIX} has shape {found}, which "
+            f"does not go with {shape}."
+        )
 
 
 def name_variables(variables):

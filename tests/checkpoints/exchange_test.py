@@ -11,6 +11,7 @@ from kerasgpt.checkpoints.exchange import (
     load_pretrained,
     load_pretrained_config,
     pretrained_hash,
+    quantize,
 )
 from kerasgpt.checkpoints.huggingface import load_huggingface, save_huggingface
 from kerasgpt.checkpoints.model_folder import load_model, save_model
@@ -19,6 +20,7 @@ from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.tokenizers import ByteTokenizer
 from tests.conftest import GOLDENS
 from tests.descriptors import tiny_config
+from tests.tokenizers.families import build_family, put_family
 
 THEIRS = GOLDENS / "huggingface" / "llama2"
 TOKEN_IDS = np.array([[3, 1, 4, 1, 5, 9, 2, 6]], "int32")
@@ -62,7 +64,9 @@ def refusal(function, *arguments, **options):
 def test_theirs_becomes_ours_and_theirs_again(tmp_path):
     told = []
     convert(THEIRS, tmp_path / "ours", tell=told.append)
-    assert told == [f"{tmp_path / 'ours'}: 3,204 parameters."]
+    assert told == [
+        f"{tmp_path / 'ours'}: 3,204 parameters, without a tokenizer."
+    ]
     model, tokenizer = load_model(tmp_path / "ours", needs_tokenizer=False)
     assert tokenizer is None
     expected = load_huggingface(THEIRS)({"token_ids": TOKEN_IDS})
@@ -73,22 +77,78 @@ def test_theirs_becomes_ours_and_theirs_again(tmp_path):
     np.testing.assert_array_equal(again({"token_ids": TOKEN_IDS}), expected)
 
 
-def test_a_run_folder_goes_out_without_its_tokenizer(ours, tmp_path):
+def test_a_run_folder_goes_out_and_comes_back_with_its_tokenizer(
+    ours, tmp_path
+):
     told = []
     convert(ours, tmp_path / "out", tell=told.append)
-    assert told[0] == "the tokenizer is left out."
-    model, tokenizer = load_pretrained(tmp_path / "out", needs_tokenizer=False)
-    assert tokenizer is None
-    expected = load_model(ours)[0]({"token_ids": TOKEN_IDS})
-    np.testing.assert_array_equal(model({"token_ids": TOKEN_IDS}), expected)
+    assert told[0].endswith("with its tokenizer.")
+    model, tokenizer = load_pretrained(tmp_path / "out")
+    before, ours_tokenizer = load_model(ours)
+    np.testing.assert_array_equal(
+        model({"token_ids": TOKEN_IDS}), before({"token_ids": TOKEN_IDS})
+    )
+    for text in ("to be 你好 🙂", "<|user|>"):
+        assert tokenizer.encode(text) == ours_tokenizer.encode(text)
+    assert tokenizer.control_tokens == ours_tokenizer.control_tokens
+    values = json.loads((tmp_path / "out" / "config.json").read_text())
+    names = ours_tokenizer.control_tokens
+    assert values["eos_token_id"] == names["<|end_of_document|>"]
 
 
-def test_a_tokenizer_of_ours_can_be_given(ours, theirs, tmp_path):
-    (theirs / "vocab.json").write_text("{}")
-    told = []
-    convert(theirs, tmp_path / "bare", tell=told.append)
-    assert told[0] == "its tokenizer files are left out."
-    convert(theirs, tmp_path / "new", tokenizer_folder=ours, tell=told.append)
+def test_rows_that_no_token_has_are_left_out(tmp_path):
+    tokenizer = build_family("qwen2")
+    size = tokenizer.vocabulary_size
+    padded = build_model(size + 7)
+    save_huggingface(tmp_path / "theirs", padded)
+    put_family(tmp_path / "theirs", "qwen2")
+    convert(tmp_path / "theirs", tmp_path / "ours", tell=lambda line: None)
+    model, loaded = load_model(tmp_path / "ours")
+    assert model.config.vocabulary_size == loaded.vocabulary_size == size
+    assert loaded.encode("Hello 你好") == tokenizer.encode("Hello 你好")
+    expected = np.asarray(padded({"token_ids": TOKEN_IDS}))[..., :size]
+    np.testing.assert_allclose(
+        model({"token_ids": TOKEN_IDS}), expected, atol=1e-5
+    )
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
+    size = build_family("qwen2").vocabulary_size
+    save_huggingface(tmp_path / "theirs", build_model(size - 1))
+    put_family(tmp_path / "theirs", "qwen2")
+    told = refusal(load_pretrained, tmp_path / "theirs")
+    assert f"has {size - 1:,} ids and the tokenizer {size:,}" in told
+
+
+def test_transformers_finds_equal_ids_and_logits(ours, tmp_path):
+    transformers = pytest.importorskip(
+        "transformers", reason="pip install 'kerasgpt[peers]'"
+    )
+    torch = pytest.importorskip("torch", reason="kerasgpt[peers]")
+    convert(ours, tmp_path / "out", tell=lambda line: None)
+    model, tokenizer = load_model(ours)
+    theirs = transformers.AutoTokenizer.from_pretrained(
+        tmp_path / "out", split_special_tokens=True
+    )
+    text = "To be, or not to be? 生存还是毁灭"
+    token_ids = theirs(text, add_special_tokens=False)["input_ids"]
+    assert token_ids == tokenizer.encode(text)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        expected = peer(torch.tensor([token_ids[:8]])).logits.numpy()
+    np.testing.assert_allclose(
+        model({"token_ids": np.array([token_ids[:8]])}), expected, atol=1e-4
+    )
+
+
+def test_a_tokenizer_of_ours_can_be_given(ours, tmp_path):
+    save_huggingface(tmp_path / "theirs", load_model(ours)[0])
+    convert(
+        tmp_path / "theirs",
+        tmp_path / "new",
+        tokenizer_folder=ours,
+        tell=lambda line: None,
+    )
     model, tokenizer = load_pretrained(tmp_path / "new")
     assert tokenizer.fingerprint() == ByteTokenizer().fingerprint()
     assert model.config.vocabulary_size == tokenizer.vocabulary_size
@@ -127,7 +187,37 @@ def test_a_model_without_a_tokenizer_serves_where_none_is_needed(tmp_path):
     assert "holds no tokenizer" in refusal(load_model, tmp_path / "ours")
     assert "holds no tokenizer" in refusal(load_pretrained, tmp_path / "ours")
     told = refusal(load_pretrained, THEIRS)
-    assert "brings no tokenizer" in told and "kerasgpt convert" in told
+    assert (
+        f"{THEIRS}: brings no tokenizer" in told and "kerasgpt convert" in told
+    )
+
+
+def test_a_model_of_8_bits_is_a_quarter_and_answers_nearly_the_same(
+    ours, tmp_path
+):
+    told = []
+    quantize(ours, tmp_path / "int8", tell=told.append)
+    assert "% of 0." in told[0]
+    sizes = [
+        (folder / "model.safetensors").stat().st_size
+        for folder in (ours / "model", tmp_path / "int8")
+    ]
+    # Names and factors are half of so small a file.
+    assert sizes[1] < 0.6 * sizes[0]
+    model, tokenizer = load_model(tmp_path / "int8")
+    assert tokenizer.kind == "byte"
+    before = np.asarray(load_model(ours)[0]({"token_ids": TOKEN_IDS}))
+    after = np.asarray(model({"token_ids": TOKEN_IDS}))
+    # A rounding is off by 0.6 % of a weight's usual size; some ten follow each
+    # other.
+    change = np.sqrt(np.mean((after - before) ** 2) / np.mean(before**2))
+    assert 0 < change < 0.03
+    told = refusal(quantize, ours, tmp_path / "int8")
+    assert "without --overwrite" in told
+    # Out to others it goes in float32.
+    convert(tmp_path / "int8", tmp_path / "theirs", tell=lambda line: None)
+    again = load_huggingface(tmp_path / "theirs")
+    np.testing.assert_array_equal(again({"token_ids": TOKEN_IDS}), after)
 
 
 def test_the_shape_is_read_without_the_weights(ours, tmp_path):

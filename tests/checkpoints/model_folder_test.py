@@ -8,6 +8,7 @@ import safetensors.numpy
 
 from kerasgpt.checkpoints import load_model, save_model
 from kerasgpt.checkpoints.model_folder import (
+    changing_variables,
     copy_to_host,
     find_model_folder,
     load_config,
@@ -16,6 +17,7 @@ from kerasgpt.checkpoints.model_folder import (
     name_variables,
     save_weights,
 )
+from kerasgpt.checkpoints.quantized import quantize_weights
 from kerasgpt.config import InputError
 from kerasgpt.files import read_manifest, write_manifest
 from kerasgpt.models import GPTCausalLM
@@ -324,3 +326,75 @@ def test_a_manifest_that_passes_over_a_file_is_refused(folder, name):
     write_manifest(folder)
     (folder / name).write_bytes(content)
     assert f"does not list {name}" in refusal(load_model, folder)
+
+
+@pytest.fixture
+def integers(model, tmp_path):
+    """A folder whose matrices are integers."""
+    save_model(
+        tmp_path / "model",
+        model,
+        ByteTokenizer(),
+        weights=quantize_weights(copy_to_host(model.variables)),
+    )
+    return tmp_path / "model"
+
+
+def test_integers_are_loaded_with_their_factors(model, integers):
+    loaded, _ = load_model(integers)
+    for one, other in zip(model.weights, loaded.weights, strict=True):
+        error = np.abs(one.numpy() - other.numpy())
+        # Weights are drawn from a normal distribution: up to about 4.
+        assert error.max() < 4.5 / 127 / 2
+        assert other.dtype == one.dtype
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda name: {name + ".scale": None}, "does not go with the factors"),
+        (
+            lambda name: {name + ".scale": np.ones((2, 2), np.float32)},
+            "has shape (2, 2), which does not go with",
+        ),
+        (
+            lambda name: {name: np.zeros((8, 8), np.float32)},
+            "does not go with the factors",
+        ),
+        (
+            lambda name: {"no" + name + ".scale": np.ones(1, np.float32)},
+            "is not expected",
+        ),
+    ],
+)
+def test_integers_and_factors_that_do_not_fit_are_refused(
+    integers, change, told
+):
+    name = "backbone/block_0/attention/query/kernel"
+
+    def apply(tensors):
+        for key, value in change(name).items():
+            tensors[key] = value
+            if value is None:
+                del tensors[key]
+
+    rewrite_tensors(integers, apply)
+    assert told in refusal(load_model, integers)
+
+
+def test_a_model_without_a_tokenizer_is_loaded_on_request(model, tmp_path):
+    save_model(tmp_path / "bare", model, None)
+    assert not (tmp_path / "bare" / "tokenizer.json").exists()
+    assert "holds no tokenizer" in refusal(load_model, tmp_path / "bare")
+    loaded, tokenizer = load_model(tmp_path / "bare", needs_tokenizer=False)
+    assert tokenizer is None
+    np.testing.assert_array_equal(loaded(INPUTS), model(INPUTS))
+
+
+def test_of_a_frozen_model_random_states_alone_change():
+    model = build_model()
+    assert len(changing_variables(model)) == len(model.variables)
+    for variable in model.variables:
+        variable.trainable = False
+    changing = changing_variables(model)
+    assert changing and all("seed" in one.path for one in changing)
