@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that owns it.
 _NAMES = {
+    "BytePairTokenizer": "kerasgpt.tokenizers",
     "ByteTokenizer": "kerasgpt.tokenizers",
     "ChatTemplate": "kerasgpt.tokenizers",
     "GPTBackbone": "kerasgpt.models",
@@ -23,6 +24,7 @@ _NAMES = {
     "export_saved_model": "kerasgpt.serving.saved_model",
     "load_model": "kerasgpt.checkpoints",
     "save_model": "kerasgpt.checkpoints",
+    "train_byte_pair": "kerasgpt.tokenizers",
     "train_sentence_piece": "kerasgpt.tokenizers",
 }
 __all__ = [*_NAMES, "__version__"]

@@ -1,22 +1,40 @@
 """Owns the command line: parse, one call."""
 
 import argparse
+import functools
 import importlib
 import os
+import pathlib
 import sys
 
 from kerasgpt.console import guard, quiet_libraries, settings_table
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-with quiet_libraries():
-    # The first operation looks for GPUs, which is told as an error.
-    tensorflow = importlib.import_module("tensorflow")
-    # Several workers join before anything is computed.
-    if "TF_CONFIG" not in os.environ:
-        tensorflow.constant(0)
-    importlib.import_module("tensorflow_text")
+try:
+    with quiet_libraries():
+        # The first operation looks for GPUs, which is told as an error.
+        tensorflow = importlib.import_module("tensorflow")
+        if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+            # Only its input pipeline is used: it would take a GPU's memory.
+            tensorflow.config.set_visible_devices([], "GPU")
+        # Several workers join before anything is computed.
+        if "TF_CONFIG" not in os.environ:
+            tensorflow.constant(0)
+        importlib.import_module("tensorflow_text")
+except (ImportError, ValueError):
+    # Both load Keras, and it its backend.
+    if "KERAS_BACKEND" not in os.environ:
+        raise
+    print(
+        f"error: KERAS_BACKEND={os.environ['KERAS_BACKEND']}: cannot be "
+        f"loaded; leave it out, or set it to jax after pip install "
+        f"'kerasgpt[jax]'.",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
-from kerasgpt.checkpoints.model_folder import load_model
+from kerasgpt.checkpoints.exchange import convert
+from kerasgpt.checkpoints.model_folder import load_model, load_tokenizer
 from kerasgpt.checkpoints.run_state import (
     find_state_folders,
     list_run_states,
@@ -25,15 +43,26 @@ from kerasgpt.checkpoints.run_state import (
     step_of,
 )
 from kerasgpt.config import InputError
+from kerasgpt.data import preparation
+from kerasgpt.data.beam_runner import stage_by_beam
 from kerasgpt.data.formats import is_unicode
+from kerasgpt.data.report import write_data_report
 from kerasgpt.evaluation.classification import class_probabilities
+from kerasgpt.evaluation.mask_filling import MaskFiller
+from kerasgpt.files import read_json
+from kerasgpt.generation.beam import Translator
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
 from kerasgpt.serving.saved_model import export_saved_model
 from kerasgpt.training import sft
-from kerasgpt.training.distribution import build_strategy
+from kerasgpt.training import tokenizer as tokenizer_stage
+from kerasgpt.training.distribution import build_strategy, is_tensorflow
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
+
+PREPARE_DATA = preparation.PreparationConfig()
+TRAIN_TOKENIZER = tokenizer_stage.TrainTokenizerConfig()
+COMPARE_TOKENIZERS = tokenizer_stage.CompareTokenizersConfig()
 
 
 def run_script(main, config, *, stages, document):
@@ -60,6 +89,7 @@ def run_script(main, config, *, stages, document):
         overrides = [text for text in arguments if text != "--dry-run"]
         resolved = config.override(overrides)
         if "--dry-run" in arguments:
+            _check_backend("--dry-run")
             for key, _, _, value, _ in resolved.describe():
                 print(f"{key}={'none' if value is None else value}")
             print()
@@ -68,6 +98,11 @@ def run_script(main, config, *, stages, document):
         else:
             build_strategy(getattr(resolved, "distribute", "none"))
             main(resolved)
+            if not is_tensorflow():
+                print(
+                    "texts, reports and exports are left to TensorFlow: the "
+                    "same command without KERAS_BACKEND goes on."
+                )
 
     sys.exit(
         guard(
@@ -80,8 +115,31 @@ def run_script(main, config, *, stages, document):
 
 def main():
     """Runs the `kerasgpt` command."""
-    options = _parser().parse_args()
-    sys.exit(guard(lambda: options.run(options)))
+    parser = _parser()
+    options, more = parser.parse_known_args()
+    # Inputs and settings may stand on both sides of a flag.
+    if more and (
+        "inputs" not in options or any(text[:1] == "-" for text in more)
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        options.inputs += more
+
+    def start():
+        # Checkpoints are files.
+        if options.run is not _checkpoint:
+            _check_backend(f"kerasgpt {options.run.__name__.strip('_')}")
+        options.run(options)
+
+    sys.exit(guard(start))
+
+
+def _check_backend(command):
+    if not is_tensorflow():
+        raise InputError(
+            f"{command}: needs TensorFlow; leave out KERAS_BACKEND, which is "
+            f"for training."
+        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -125,12 +183,58 @@ def _parser():
     command.set_defaults(run=_classify)
 
     command = commands.add_parser(
+        "fill-mask",
+        help="fill in what a text leaves out",
+        epilog='example: kerasgpt fill-mask runs/mlm "It is [MASK]."',
+    )
+    command.add_argument("folder", help="run of experiments/run_mlm.py")
+    command.add_argument("text", help="with [MASK] where something is missing")
+    command.add_argument(
+        "--count", type=int, default=5, help="how many; default %(default)s"
+    )
+    command.add_argument(
+        "--most-tokens",
+        type=int,
+        default=6,
+        help="longest filling of a mask; default %(default)s",
+    )
+    command.set_defaults(run=_fill_mask)
+
+    command = commands.add_parser("translate", help="translate a text")
+    command.add_argument("folder", help="run of experiments/run_translate.py")
+    command.add_argument("text", help="in either language of the model")
+    command.add_argument(
+        "--num-beams", type=int, default=4, help="1 = greedy; default 4"
+    )
+    command.set_defaults(run=_translate)
+
+    command = commands.add_parser(
         "export", help="write a SavedModel for TF Serving"
     )
     command.add_argument("folder", help="run or model folder")
     command.add_argument("export_dir", help="gets a new <version>/ folder")
     command.add_argument("--max-new-tokens", type=int, default=128)
     command.set_defaults(run=_export)
+
+    command = commands.add_parser(
+        "convert",
+        help="bring in a model of others, or give one of yours to them",
+        description="SOURCE is a folder of Hugging Face's transformers "
+        "(GPT-1, GPT-2, Llama, Qwen2, Qwen3) or keras_hub:PRESET (GPT-2), and "
+        "becomes a model folder; or it is a run or model folder, and becomes "
+        "one of transformers.",
+    )
+    command.add_argument("source", help="which of them it is, is recognised")
+    command.add_argument("target", help="folder to write")
+    command.add_argument(
+        "--tokenizer",
+        metavar="FOLDER",
+        help="run or model folder whose tokenizer a foreign model gets",
+    )
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace an existing TARGET"
+    )
+    command.set_defaults(run=_convert)
 
     command = commands.add_parser(
         "checkpoint", help="list, verify or prune the checkpoints of a run"
@@ -145,6 +249,8 @@ def _parser():
         "default %(default)s",
     )
     command.set_defaults(run=_checkpoint)
+
+    _add_data(commands.add_parser("data", help="prepare files for training"))
 
     command = commands.add_parser(
         "plan",
@@ -173,6 +279,11 @@ def _parser():
     command.set_defaults(run=_plan)
 
     command = commands.add_parser(
+        "tokenizer", help="train a tokenizer on files, or compare several"
+    )
+    _add_tokenizer(command)
+
+    command = commands.add_parser(
         "serve",
         help="answer over HTTP: TF Serving's REST, OpenAI's API, a chat page",
         epilog="example: kerasgpt serve saved_models/shop_chat",
@@ -182,6 +293,100 @@ def _parser():
     _add_serving(command)
     command.set_defaults(run=_serve)
     return parser
+
+
+def _add_tokenizer(command):
+    actions = command.add_subparsers(required=True, metavar="ACTION")
+    for name, text, config in (
+        ("train", "write one to a folder, with a report", TRAIN_TOKENIZER),
+        ("compare", "train several on the same texts", COMPARE_TOKENIZERS),
+    ):
+        action = actions.add_parser(
+            name,
+            help=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"settings, written key=value:\n{settings_table(config)}",
+        )
+        _add_inputs(action)
+        if name == "train":
+            action.add_argument("--output", required=True, metavar="DIR")
+            action.add_argument("--overwrite", action="store_true")
+        action.set_defaults(run=_tokenizer, config=config, action=name)
+
+
+def _tokenizer(options):
+    inputs, settings = _inputs_and_settings(options)
+    config = options.config.override(settings)
+    if options.action == "compare":
+        tokenizer_stage.compare(inputs, config)
+    else:
+        tokenizer_stage.train(
+            inputs, options.output, config, overwrite=options.overwrite
+        )
+
+
+def _add_data(parser):
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "prepare",
+        help="clean, deduplicate, split and write training data",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: kerasgpt data prepare raw/ --output ready\n"
+        "         python experiments/run_pretrain.py data.path=ready\n\n"
+        f"settings, written key=value:\n{settings_table(PREPARE_DATA)}",
+    )
+    _add_inputs(command)
+    command.add_argument("--output", required=True, metavar="DIR")
+    command.add_argument("--config", metavar="FILE", help="settings as JSON")
+    command.add_argument(
+        "--runner",
+        choices=("local", "beam"),
+        default="local",
+        help="beam: inputs are cleaned by Apache Beam",
+    )
+    command.add_argument(
+        "--beam",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="such as --beam=--runner=FlinkRunner; default DirectRunner",
+    )
+    command.set_defaults(run=_prepare_data)
+
+    command = commands.add_parser(
+        "report", help="write DIR/report/report.html and report.md"
+    )
+    command.add_argument("folder", metavar="DIR")
+    command.add_argument(
+        "--tokenizer", metavar="FOLDER", help="run or model folder: for tokens"
+    )
+    command.add_argument(
+        "--parameters",
+        type=float,
+        default=0,
+        help="of the model, such as 124e6: for epochs",
+    )
+    command.set_defaults(run=_report_data)
+
+
+def _add_inputs(command):
+    command.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT | key=value",
+        help="files, folders, globs, tfds:NAME; and settings",
+    )
+
+
+def _inputs_and_settings(options):
+    """Returns two lists of str: what `_add_inputs` took."""
+    inputs, settings = [], []
+    for text in options.inputs:
+        is_setting = "=" in text and not os.path.lexists(text)
+        (settings if is_setting else inputs).append(text)
+    if not inputs:
+        raise InputError("an INPUT is needed: a file, a folder or tfds:NAME.")
+    return inputs, settings
 
 
 def _add_serving(command):
@@ -300,8 +505,29 @@ def _classify(options):
         print("  ".join(f"{labels[i]} {row[i]:.1%}" for i in shown))
 
 
+def _fill_mask(options):
+    if not is_unicode(options.text):
+        raise InputError("the text is no valid UTF-8.")
+    if min(options.count, options.most_tokens) < 1:
+        raise InputError("--count and --most-tokens must be at least 1.")
+    filler = MaskFiller(*load_model(options.folder, kinds=("encoder",)))
+    for filling in filler.fill(
+        options.text, count=options.count, most_tokens=options.most_tokens
+    ):
+        print(f"{filling.score:8.3f}  {filling.text}")
+
+
+def _translate(options):
+    if not is_unicode(options.text):
+        raise InputError("the text is no valid UTF-8.")
+    translator = Translator(
+        *load_model(options.folder, kinds=("encoder_decoder",))
+    )
+    print(translator.translate([options.text], num_beams=options.num_beams)[0])
+
+
 def _export(options):
-    model, tokenizer = load_model(options.folder)
+    model, tokenizer = load_model(options.folder, kinds=("gpt",))
     path = export_saved_model(
         model,
         tokenizer,
@@ -309,6 +535,15 @@ def _export(options):
         max_new_tokens=options.max_new_tokens,
     )
     print(path)
+
+
+def _convert(options):
+    convert(
+        options.source,
+        options.target,
+        tokenizer_folder=options.tokenizer,
+        overwrite=options.overwrite,
+    )
 
 
 def _checkpoint(options):
@@ -359,6 +594,36 @@ def _serve(options):
         print("\n".join(lines(config)))
     else:
         server.serve(config)
+
+
+def _prepare_data(options):
+    inputs, settings = _inputs_and_settings(options)
+    config = PREPARE_DATA
+    if options.config:
+        config = config.from_dict(read_json(options.config))
+    config = config.override(settings)
+    stage_all = None
+    if options.runner == "beam":
+        stage_all = functools.partial(stage_by_beam, options=options.beam)
+    preparation.prepare_files(
+        inputs, options.output, config, stage_all=stage_all
+    )
+    print(f"kerasgpt data report {options.output} tells more.")
+
+
+def _report_data(options):
+    tokenizer = None
+    if options.tokenizer:
+        folder = pathlib.Path(options.tokenizer)
+        inner = folder / "tokenizer"
+        tokenizer = load_tokenizer(inner if inner.is_dir() else folder)
+    print(
+        write_data_report(
+            options.folder,
+            tokenizer=tokenizer,
+            num_parameters=int(options.parameters),
+        )
+    )
 
 
 def _plan(options):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import runpy
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from experiments.benchmarks import (
     contest,
     load,
     report,
+    run_all,
     serving,
     serving_soak,
     train_step,
@@ -155,6 +157,35 @@ def test_a_script_prints_its_table_and_writes_its_record(tmp_path):
     assert any(line.startswith("| 0.8M | kerasgpt") for line in lines)
 
 
+SCRIPTS = {
+    "good": """
+import json, pathlib, sys
+record = sys.argv[-1].removeprefix("record=")
+figure = {"name": "speed", "goal": "", "seen": "9", "is_met": True}
+pathlib.Path(record, "good.json").write_text(json.dumps({"figures": [figure]}))
+""",
+    "failing": "import sys; sys.exit('data.path: no such file')",
+    "silent": "",
+    "slow": "import time; time.sleep(60)",
+}
+
+
+def test_scripts_that_fail_are_told_and_the_others_go_on(tmp_path, monkeypatch):
+    for name, program in SCRIPTS.items():
+        (tmp_path / f"{name}.py").write_text(program)
+    monkeypatch.setattr(run_all, "FOLDER", tmp_path)
+    config = run_all.RunAllConfig(
+        scripts="failing,silent,slow,good",
+        record=str(tmp_path),
+        script_minutes=0.02,
+    )
+    failing, silent, slow, good = run_all.ask(config).figures
+    assert failing.seen == "not measured: data.path: no such file"
+    assert silent.seen.startswith("not measured: told no figures: ")
+    assert "script_minutes=0.02" in slow.seen
+    assert (good.name, good.seen, good.is_met) == ("speed", "9", True)
+
+
 def _body(prompt):
     return json.dumps({"prompt": prompt}).encode()
 
@@ -282,13 +313,14 @@ def test_no_answer_is_a_failure_and_being_away_is_none():
         - {"contest", "load", "peers", "report"}
     ),
 )
-def test_every_script_tells_its_question_and_settings(script):
-    result = subprocess.run(
-        [sys.executable, BENCHMARKS / f"{script}.py", "--help"],
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("Question")
-    assert "--quick stands for" in result.stdout
-    assert "repeats" in result.stdout
+def test_every_script_tells_its_question_and_settings(
+    script, monkeypatch, capsys
+):
+    path = str(BENCHMARKS / f"{script}.py")
+    monkeypatch.setattr(sys, "argv", [path, "--help"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    runpy.run_path(path, run_name="__main__")
+    told = capsys.readouterr().out
+    assert told.startswith("Question")
+    assert "--quick stands for" in told
+    assert "repeats" in told

@@ -57,7 +57,8 @@ def test_task(subject, name):
 
 @pytest.mark.parametrize(
     ("subject", "name"),
-    _cases(descriptors.TOKENIZERS, harness.TOKENIZER_PROPERTIES),
+    _cases(descriptors.TOKENIZERS, harness.TOKENIZER_PROPERTIES)
+    + _cases(descriptors.PIECE_TOKENIZERS, harness.PIECE_PROPERTIES),
 )
 def test_tokenizer(subject, name):
     harness.check_tokenizer(subject, name)
@@ -106,7 +107,9 @@ def test_every_public_model_is_listed():
 def test_every_tokenizer_is_listed():
     found = _public_classes(kerasgpt.tokenizers, kerasgpt.tokenizers.Tokenizer)
     assert found
-    assert not _missing(found, _listed(descriptors.TOKENIZERS))
+    assert not _missing(
+        found, _listed(descriptors.TOKENIZERS, descriptors.PIECE_TOKENIZERS)
+    )
 
 
 # Runs where TensorFlow must not be loaded, so it imports none of the tests.

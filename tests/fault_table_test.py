@@ -1,5 +1,6 @@
 """Owns the proof that the fault table finds what is lost. Not: the table."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -9,7 +10,8 @@ import pytest
 from experiments import fault_table
 from experiments.fault_table import FAULTS, Fault
 from experiments.faults import damage, hostile, stops, trial
-from experiments.faults.trial import Outcome, Truth
+from experiments.faults.trial import ENDED, Outcome, Truth
+from kerasgpt.checkpoints import list_run_states
 from kerasgpt.config import InputError
 from kerasgpt.files import write_manifest
 
@@ -47,7 +49,7 @@ def test_hostile_files_are_refused(seed, truth, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [20, 31])
+@pytest.mark.parametrize("seed", [20, 22, 31])
 @pytest.mark.parametrize(
     "fault",
     [fault for fault in FAULTS if fault.needs_processes],
@@ -57,14 +59,34 @@ def test_nothing_is_lost_by_processes_that_end(fault, seed, truth, tmp_path):
     assert fault.trial(seed, tmp_path / "trial", truth).lost == ""
 
 
+def _loss_of(path, truth):
+    return damage.loss_of(path, truth.folder, truth.export)
+
+
+def test_what_is_not_damaged_is_loaded_which_would_be_a_loss(truth):
+    for path in damage.things(truth):
+        assert _loss_of(path, truth) == "loaded"
+
+
 def test_a_damage_that_nobody_notices_is_a_loss(truth, monkeypatch):
     path = truth.export / "saved_model.pb"
     with damage.put_back(path) as content:
         path.write_bytes(content[1:])
-        assert damage.is_found(path, truth.folder, truth.export)
+        assert _loss_of(path, truth) == ""
         monkeypatch.setattr(damage, "read_manifest", lambda folder: {})
-        assert not damage.is_found(path, truth.folder, truth.export)
+        assert _loss_of(path, truth) == "loaded"
     assert path.read_bytes() == content
+
+
+def test_where_no_checkpoint_is_whole_the_run_is_lost(truth):
+    states = list_run_states(truth.folder / "checkpoints")
+    paths = [state / "progress.json" for state in states]
+    with contextlib.ExitStack() as stack:
+        for path in reversed(paths):
+            stack.enter_context(damage.put_back(path))
+            assert _loss_of(paths[-1], truth) in ("", "loaded")
+            path.write_bytes(b"")
+        assert _loss_of(paths[-1], truth).startswith("no checkpoint is used")
 
 
 @pytest.mark.slow
@@ -106,7 +128,7 @@ def test_the_table_tells_trials_and_losses(monkeypatch, truth, capsys):
     monkeypatch.setattr(
         fault_table,
         "try_fault",
-        lambda *_, **__: [Outcome(0, "one", "loaded"), Outcome(1, "two")],
+        lambda *_, **__: [Outcome(0, "one", "loaded"), Outcome(1, ENDED)],
     )
     answer = fault_table.ask(fault_table.CONFIG)
     cells = [cell.strip() for cell in answer.lines[2].split("|")[1:-1]]
@@ -119,6 +141,10 @@ def test_the_table_tells_trials_and_losses(monkeypatch, truth, capsys):
         "1",
     ]
     assert [figure.is_met for figure in answer.figures] == [False]
+    assert (
+        "hostile file: 1 came when the run had ended, and prove nothing."
+        in answer.lines
+    )
     assert answer.data["faults"]["hostile file"]["reasons"] == {"loaded": 1}
     capsys.readouterr()
     with pytest.raises(InputError, match="a fault was not survived"):
@@ -162,3 +188,20 @@ def test_no_trial_begins_when_the_time_is_over(truth, tmp_path):
         raise AssertionError
 
     assert fault_table.try_all(fail, [7], tmp_path, truth, until=0.0) == []
+
+
+def test_files_that_are_not_hostile_are_loaded(truth, tmp_path, monkeypatch):
+    monkeypatch.setattr(hostile, "HOSTILE", {"none": lambda run, canary: None})
+    outcome = hostile.load_a_hostile_file(0, tmp_path / "trial", truth)
+    assert outcome == Outcome(0, "none", "it was loaded")
+
+
+def test_a_file_that_is_read_outside_is_a_loss(truth, tmp_path, monkeypatch):
+    def forge(run, canary):
+        monkeypatch.setattr(
+            hostile, "load_huggingface", lambda folder: canary.read_text()
+        )
+
+    monkeypatch.setattr(hostile, "HOSTILE", {"read": forge})
+    outcome = hostile.load_a_hostile_file(0, tmp_path / "trial", truth)
+    assert outcome.lost.startswith("it led to ('open',")

@@ -28,6 +28,7 @@ from kerasgpt.checkpoints import (
 from kerasgpt.config import InputError
 from kerasgpt.files import read_manifest, write_manifest
 from kerasgpt.training.optimizers import build_optimizer
+from kerasgpt.training.schedules import build_schedule
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 
@@ -69,29 +70,41 @@ def fail_to_write(seed, folder, truth):
 @functools.cache
 def loader():
     model = build_model()
-    optimizer = build_optimizer(
-        "adamw", 0.1, weight_decay=0.0, muon_learning_rate_ratio=5.0
+    # The rate of a run is a schedule, and no variable.
+    schedule = build_schedule(
+        TRAIN.schedule,
+        TRAIN.learning_rate,
+        total_steps=TRAIN.steps,
+        warmup_fraction=TRAIN.warmup_fraction,
+        decay_fraction=TRAIN.decay_fraction,
+        final_fraction=TRAIN.final_fraction,
     )
+    optimizer = build_optimizer(TRAIN.optimizer, schedule, weight_decay=0.0)
     optimizer.build(model.trainable_variables)
     return functools.partial(load_run_state, model=model, optimizer=optimizer)
 
 
-def is_found(path, run, export):
-    """Returns whether loading notices that a file was changed."""
+def loss_of(path, run, export):
+    """Returns what is lost now that a file was changed; empty = nothing."""
+    states = run / "checkpoints"
     try:
         if export in path.parents:
             read_manifest(export)
         elif run / "model" in path.parents:
             load_model(run)
         else:
-            newest = list_run_states(run / "checkpoints")[-1]
             told = []
-            saved = loader()(run / "checkpoints", tell=told.append)
+            try:
+                saved = loader()(states, tell=told.append)
+            except InputError as error:
+                return f"no checkpoint is used: {error}"
             # The one before it must be used, and that be told.
-            return bool(told) and f"step_{saved['step']:08d}" < newest.name
+            before = list_run_states(states)[-2]
+            is_before = f"step_{saved['step']:08d}" == before.name
+            return "" if told and is_before else "loaded"
     except InputError:
-        return True
-    return False
+        return ""
+    return "loaded"
 
 
 def things(truth):
@@ -123,7 +136,7 @@ def flip_a_bit(seed, folder, truth):
         flipped = bytearray(content)
         flipped[place // 8] ^= 1 << place % 8
         path.write_bytes(flipped)
-        lost = "" if is_found(path, truth.folder, truth.export) else "loaded"
+        lost = loss_of(path, truth.folder, truth.export)
     name = path.relative_to(truth.folder.parent)
     return Outcome(seed, f"bit {place} of {name}", lost)
 
@@ -152,7 +165,7 @@ def damage_a_file(seed, folder, truth):
             other.write_bytes(was + b" ")
             write_manifest(path.parent)
             other.write_bytes(was)
-        lost = "" if is_found(path, truth.folder, truth.export) else "loaded"
+        lost = loss_of(path, truth.folder, truth.export)
     name = path.relative_to(truth.folder.parent)
     return Outcome(seed, f"{kind}: {name}", lost)
 

@@ -1,7 +1,7 @@
-"""Owns folders of Hugging Face's transformers: weights in and out.
+"""Owns weights in folders of Hugging Face's transformers, in and out.
 
 Not: what its families call things (huggingface_families.py and
-huggingface_tensors.py).
+huggingface_tensors.py), which folder is one (exchange.py).
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from kerasgpt.files import atomic_folder, read_json, write_json
 from kerasgpt.models.gpt import GPTCausalLM
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+SUFFIX = pathlib.PurePath(WEIGHTS_FILE).suffix
 # Formats whose reading can run code.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 DTYPES = ("F32", "F16", "BF16")
@@ -49,8 +50,23 @@ def is_huggingface(folder):
     return path.is_file() and "model_type" in _read_object(path)
 
 
+def read_config(folder):
+    """Returns (Family, GPTConfig) of a folder as transformers writes it.
+
+    Raises:
+        InputError: for an unknown model_type, or what its model cannot be.
+    """
+    path = pathlib.Path(folder) / CONFIG_FILE
+    values = _read_object(path)
+    try:
+        return read_family(values)
+    except (InputError, ValueError) as error:
+        told = str(error).removeprefix(f"{CONFIG_FILE}: ")
+        raise InputError(f"{path}: {told}") from error
+
+
 def load_huggingface(folder):
-    """Returns (model, tokenizer) of a folder as transformers writes it.
+    """Returns the model in a folder as transformers writes it.
 
     Only tensors are read, one after the other, once their names, shapes and
     dtypes were found to be those of the model. Weights become float32.
@@ -60,21 +76,14 @@ def load_huggingface(folder):
             several.
 
     Returns:
-        GPTCausalLM, and its tokenizer, or None where there are no files of
-        one.
+        GPTCausalLM.
 
     Raises:
         InputError: for an unknown model_type, or a file that is missing,
             damaged or another model's.
     """
     folder = pathlib.Path(folder)
-    path = folder / CONFIG_FILE
-    try:
-        family, config = read_family(_read_object(path))
-    except (InputError, ValueError) as error:
-        raise InputError(
-            f"{path}: {str(error).removeprefix(f'{path}: ')}"
-        ) from (error)
+    family, config = read_config(folder)
     stored = _find_tensors(folder, family.table)
     rows = _match(folder, stored, family.table, config)
     with contextlib.ExitStack() as stack:
@@ -94,13 +103,12 @@ def load_huggingface(folder):
 
         model = GPTCausalLM(config, fill=fill, name="gpt")
         model.build()
-    return model, None
+    return model
 
 
 def save_huggingface(
     folder,
     model,
-    tokenizer=None,
     *,
     overwrite=False,
     max_shard_bytes=MAX_SHARD_BYTES,
@@ -113,7 +121,6 @@ def save_huggingface(
     Args:
         folder: str or Path.
         model: GPTCausalLM.
-        tokenizer: Tokenizer, or None to write none.
         overwrite: bool. Replace an existing folder.
         max_shard_bytes: int.
 
@@ -194,8 +201,14 @@ def _weight_files(folder):
     weight_map = _read_object(index).get("weight_map")
     names = weight_map.values() if isinstance(weight_map, dict) else [None]
     for name in names:
-        if not isinstance(name, str) or name != pathlib.PurePath(name).name:
-            raise InputError(f"{index}: {name!r} is no name of a file.")
+        if (
+            not isinstance(name, str)
+            or name != pathlib.PurePath(name).name
+            or not name.endswith(SUFFIX)
+        ):
+            raise InputError(
+                f"{index}: {name!r} is no name of a {SUFFIX} file here."
+            )
     return [folder / name for name in sorted(set(names))]
 
 
@@ -209,7 +222,10 @@ def _open(path):
         with open(path, "rb") as file:
             start = file.read(8)
         if len(start) == 8 and struct.unpack("<Q", start)[0] > MAX_HEADER_BYTES:
-            raise InputError(f"{path}: its header is too large.")
+            raise InputError(
+                f"{path}: cannot be read: its header is too large; it is "
+                f"damaged, or of another format."
+            )
         return safetensors.safe_open(path, framework="numpy", backend="pread")
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be read: {error}.") from error

@@ -44,7 +44,7 @@ class Family:
         table: TensorTable of its files.
         fixed: dict. Fields of GPTConfig that all of the family share.
         fields: dict of their key to our field, of those that are equal.
-        activations: dict of their name to ours.
+        activations: dict of their name to ours, the usual name first.
         defaults: dict. What is meant where config.json says nothing.
         only: dict. What else it may not say.
     """
@@ -90,7 +90,9 @@ class Family:
 
     def write_config(self, config):
         """Returns the config.json of a GPTConfig, as far as it can tell it."""
-        names = {ours: theirs for theirs, ours in self.activations.items()}
+        # Of several names the first: others' readers know no synonyms.
+        pairs = reversed(self.activations.items())
+        names = {ours: theirs for theirs, ours in pairs}
         fields = {
             **config.to_dict(),
             "activation": names.get(config.activation, config.activation),

@@ -14,10 +14,13 @@ from kerasgpt.files import (
     write_json,
     write_manifest,
 )
+from kerasgpt.models.encoder import EncoderConfig, MaskedLM
+from kerasgpt.models.encoder_decoder import EncoderDecoderConfig, Seq2SeqLM
 from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
 from kerasgpt.models.heads import ClassifierConfig, TextClassifier
-from kerasgpt.tokenizers.byte import ByteTokenizer
-from kerasgpt.tokenizers.sentence_piece import SentencePieceTokenizer
+from kerasgpt.models.recurrent import RecurrentCausalLM, RecurrentConfig
+from kerasgpt.tokenizers.chat_format import load_chat_format, save_chat_format
+from kerasgpt.tokenizers.kinds import CLASSES
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -27,15 +30,15 @@ TOKENIZER_FILE = "tokenizer.json"
 MODELS = {
     "gpt": (GPTConfig, GPTCausalLM),
     "classifier": (ClassifierConfig, TextClassifier),
+    "recurrent": (RecurrentConfig, RecurrentCausalLM),
+    "encoder": (EncoderConfig, MaskedLM),
+    "encoder_decoder": (EncoderDecoderConfig, Seq2SeqLM),
 }
 KIND_KEY = "kind_of_model"
 # Those that continue a text.
-CAUSAL_KINDS = ("gpt",)
+CAUSAL_KINDS = ("gpt", "recurrent")
 # What Keras calls the state of every seed generator, dropout's for example.
 SEED_NAME = "seed_generator_state"
-TOKENIZERS = {
-    kind.kind: kind for kind in (ByteTokenizer, SentencePieceTokenizer)
-}
 
 
 def save_model(folder, model, tokenizer, *, weights=None, **facts):
@@ -47,7 +50,7 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
     Args:
         folder: str or Path, replaced if it exists.
         model: task model, one of `MODELS`.
-        tokenizer: Tokenizer.
+        tokenizer: Tokenizer, or None to write none.
         weights: dict of arrays, as `copy_to_host` gives. `None` = those that
             the model holds now.
         **facts: further JSON values for the manifest.
@@ -59,7 +62,8 @@ def save_model(folder, model, tokenizer, *, weights=None, **facts):
         kind = kind_of(model.config)
         named = {} if kind == "gpt" else {KIND_KEY: kind}
         write_json(temporary / CONFIG_FILE, {**named, **model.config.to_dict()})
-        save_tokenizer(temporary, tokenizer)
+        if tokenizer is not None:
+            save_tokenizer(temporary, tokenizer)
         write_manifest(temporary, **facts)
 
 
@@ -83,7 +87,7 @@ def build_task(config, **settings):
     return model
 
 
-def load_model(folder, *, kinds=CAUSAL_KINDS):
+def load_model(folder, *, kinds=CAUSAL_KINDS, needs_tokenizer=True):
     """Returns (model, tokenizer) of a folder, after checking every hash.
 
     Nothing in the folder is executed: the model is rebuilt from its JSON
@@ -93,13 +97,22 @@ def load_model(folder, *, kinds=CAUSAL_KINDS):
         folder: str or Path: a model folder, or a run folder that holds one
             named "model".
         kinds: tuple of str. Keys of `MODELS` that can be used.
+        needs_tokenizer: bool. Refuse a model without one; its tokenizer is
+            None otherwise.
 
     Raises:
         InputError: if a file is missing, damaged or of another shape, or the
             model is of another kind.
     """
     folder = find_model_folder(folder)
-    read_manifest(folder, required=(WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE))
+    required = (WEIGHTS_FILE, CONFIG_FILE)
+    if (folder / TOKENIZER_FILE).exists():
+        required += (TOKENIZER_FILE,)
+    files = read_manifest(folder, required=required)["files"]
+    if needs_tokenizer and TOKENIZER_FILE not in files:
+        raise InputError(
+            f"{folder}: holds no tokenizer: only its weights are of use."
+        )
     config = load_config(folder, kinds=kinds)
     path = folder / WEIGHTS_FILE
     # Before a configuration can ask for more memory than there is.
@@ -110,7 +123,7 @@ def load_model(folder, *, kinds=CAUSAL_KINDS):
         )
     model = build_task(config)
     load_weights(path, model.variables)
-    return model, load_tokenizer(folder)
+    return model, load_tokenizer(folder) if TOKENIZER_FILE in files else None
 
 
 def find_model_folder(folder):
@@ -157,12 +170,14 @@ def load_config(folder, *, kinds=("gpt",)):
 
 
 def save_tokenizer(folder, tokenizer):
-    """Writes a tokenizer's kind and files into an existing folder."""
+    """Writes a tokenizer's kind, files and chat format into a folder."""
     write_json(
         folder / TOKENIZER_FILE,
         {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint()},
     )
     tokenizer.save_files(folder)
+    if tokenizer.chat_format is not None:
+        save_chat_format(folder, tokenizer.chat_format)
 
 
 def load_tokenizer(folder):
@@ -174,12 +189,25 @@ def load_tokenizer(folder):
     path = pathlib.Path(folder) / TOKENIZER_FILE
     saved = read_json(path)
     kind = saved.get("kind") if isinstance(saved, dict) else None
-    if not isinstance(kind, str) or kind not in TOKENIZERS:
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise InputError(f"{path}: unknown tokenizer kind {kind!r}.")
-    tokenizer = TOKENIZERS[kind].load_files(folder)
+    tokenizer = CLASSES[kind].load_files(folder)
     if saved.get("fingerprint") != tokenizer.fingerprint():
         raise InputError(f"{path}: its files are those of another tokenizer.")
+    tokenizer.chat_format = load_chat_format(folder)
     return tokenizer
+
+
+def changing_variables(model):
+    """Returns the variables that training changes: weights, random states.
+
+    All of a model, unless it is frozen but for adapters.
+    """
+    return [
+        variable
+        for variable in model.variables
+        if variable.trainable or SEED_NAME in variable.path
+    ]
 
 
 def copy_to_host(variables):

@@ -6,6 +6,7 @@ import pathlib
 import re
 
 from kerasgpt.checkpoints.model_folder import (
+    changing_variables,
     copy_to_host,
     load_weights,
     save_weights,
@@ -62,7 +63,7 @@ class RunState:
             **others: the other attributes.
         """
         return cls(
-            weights=copy_to_host(model.variables),
+            weights=copy_to_host(changing_variables(model)),
             optimizer=copy_to_host(optimizer.variables),
             **others,
         )
@@ -195,7 +196,7 @@ def load_run_state(
     for state in reversed(states):
         try:
             saved = read_run_state(state)
-            load_weights(state / WEIGHTS_FILE, model.variables)
+            load_weights(state / WEIGHTS_FILE, changing_variables(model))
             load_weights(state / OPTIMIZER_FILE, optimizer.variables)
         except InputError as error:
             problem = problem or str(error)

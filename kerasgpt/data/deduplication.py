@@ -15,12 +15,10 @@ processes can make them (`hash_texts`, `sign_texts`) and files can keep them.
 import dataclasses
 import functools
 import hashlib
-import os
-import pathlib
 
 import numpy as np
 
-from kerasgpt.config import Config, InputError, setting
+from kerasgpt.config import Config, setting
 from kerasgpt.data.shingles import hash_shingles, mix, read_units, text_hash
 
 # A signature's value where no shingle fell.
@@ -211,6 +209,15 @@ class ExactDuplicates:
         """Adds the next documents, as `hash_texts` made them elsewhere."""
         self._hashes.append(hashes)
 
+    def places(self):
+        """Returns a number in [0, 1) of each document: float (n,).
+
+        By its hash, so that what is the same to a reader has the same place,
+        in whatever company.
+        """
+        # 53 bits: more would be rounded, and up to 1.
+        return (self._hashes.values[:, 0] >> np.uint64(11)) * 2.0**-53
+
     def firsts(self):
         """Returns of each document the first that is the same: int64 (n,).
 
@@ -289,58 +296,6 @@ class NearDuplicates:
                 )
                 _unite(parents, left[is_near], right[is_near])
         return _roots(parents, parents)
-
-
-def save_signatures(path, signatures, config):
-    """Writes signatures as .npy, whole or not at all.
-
-    The first row says which settings they were made with.
-
-    Args:
-        path: str or Path.
-        signatures: uint16 (num_texts, num_permutations).
-        config: NearDuplicateConfig.
-
-    Raises:
-        InputError: if the place cannot be written.
-    """
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, np.concatenate([_stamp(config), signatures]))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror}.") from (
-            error
-        )
-
-
-def load_signatures(path, config):
-    """Returns what `save_signatures` wrote: uint16 (n, num_permutations).
-
-    Raises:
-        InputError: if the file is missing or damaged, or was made with other
-            settings.
-    """
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or "no whole .npy file"
-        raise InputError(f"{path}: cannot be read: {reason}.") from error
-    stamp = _stamp(config)
-    if (
-        rows.dtype != stamp.dtype
-        or rows.shape[1:] != stamp.shape[1:]
-        or not np.array_equal(rows[:1], stamp)
-    ):
-        raise InputError(
-            f"{path}: holds signatures made with other settings; delete it."
-        )
-    return rows[1:]
 
 
 class _Rows:
@@ -457,9 +412,7 @@ def _unite(parents, left, right):
         is_open = left != right
         left, right = left[is_open], right[is_open]
         # Of several new parents the least; the other pairs stay open.
-        np.minimum.at(
-            parents, np.maximum(left, right), np.minimum(left, right)
-        )
+        np.minimum.at(parents, np.maximum(left, right), np.minimum(left, right))
 
 
 def _roots(parents, numbers):
@@ -467,11 +420,3 @@ def _roots(parents, numbers):
     while (parents[roots] != roots).any():
         roots = parents[roots]
     return roots
-
-
-def _stamp(config):
-    """Returns a row of values that tells settings apart."""
-    digest = hashlib.shake_256(config.fingerprint().encode()).digest(
-        2 * config.num_permutations
-    )
-    return np.frombuffer(digest, np.uint16)[None]

@@ -9,7 +9,7 @@ import numpy as np
 # script that one language uses above all stands for that language.
 SCRIPTS = {
     "latin": "AZazÀÖØöøɏḀỿ",
-    "han": "〇〇㐀䶿一\u9fff豈\ufaff",
+    "han": "〇〇㐀䶿一\u9fff\uf900\ufaff",
     "ja": "ぁゟァヿㇰㇿｦﾟ",
     "ko": "가\ud7afᄀᇿ\u3130\u318f",
     "ru": "Ѐԯ",

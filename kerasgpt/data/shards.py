@@ -93,23 +93,48 @@ def load_shards(folder, *, tokenizer_fingerprint):
     """
     folder = pathlib.Path(folder)
     manifest = read_manifest(folder)
-    if manifest["tokenizer_fingerprint"] != tokenizer_fingerprint:
+    found = manifest.get("tokenizer_fingerprint")
+    if found != tokenizer_fingerprint:
         raise InputError(
-            f"{folder}: made with another tokenizer "
-            f"({manifest['tokenizer_fingerprint']}, not "
+            f"{folder}: made with another tokenizer ({found}, not "
             f"{tokenizer_fingerprint}); prepare the data again."
         )
-    shards = {
-        name: Shard(
-            **{
-                field.name: np.load(
-                    folder / f"{name}.{field.name}.npy",
-                    mmap_mode="r",
-                    allow_pickle=False,
-                )
-                for field in dataclasses.fields(Shard)
-            }
-        )
-        for name in manifest["splits"]
-    }
+    splits = manifest.get("splits")
+    if not isinstance(splits, dict):
+        raise InputError(f"{folder}: its manifest lists no splits.")
+    shards = {name: _load_shard(folder, name, manifest) for name in splits}
     return shards, manifest
+
+
+def _load_shard(folder, name, manifest):
+    fields = {}
+    for field in dataclasses.fields(Shard):
+        file = f"{name}.{field.name}.npy"
+        # Only what was checked: names may lead elsewhere.
+        if file not in manifest["files"]:
+            raise InputError(f"{folder}: its manifest does not list {file}.")
+        try:
+            # Not `np.load`, which opens archives, too.
+            fields[field.name] = np.lib.format.open_memmap(
+                folder / file, mode="r"
+            )
+        except (OSError, ValueError) as error:
+            line = str(error).splitlines()[0]
+            raise InputError(f"{folder / file}: is no array: {line}") from error
+    shard = Shard(**fields)
+    if not _fits(shard):
+        raise InputError(f"{folder}: the arrays of {name} do not fit together.")
+    return shard
+
+
+def _fits(shard):
+    ids, mask, offsets = shard.token_ids, shard.loss_mask, shard.offsets
+    return (
+        (ids.dtype.kind, mask.dtype.kind, offsets.dtype.kind) == ("u", "u", "i")
+        and ids.shape == mask.shape == (len(ids),)
+        and offsets.ndim == 1
+        and len(offsets) > 0
+        and offsets[0] == 0
+        and offsets[-1] == len(ids)
+        and bool((np.diff(offsets) >= 0).all())
+    )

@@ -1,6 +1,6 @@
 """Owns text -> hashes of its words and characters, and of runs of these.
 
-Not: what is found with them (deduplication.py, decontamination.py).
+Not: what is found with them (deduplication.py, contamination.py).
 """
 
 import dataclasses
@@ -63,7 +63,8 @@ def read_units(texts):
         of, and Units.
 
     Example:
-        >>> [(numbers, units)] = read_units(["Hello, ＷＯＲＬＤ!", "hello world"])
+        >>> texts = ["Hello, ＷＯＲＬＤ!", "hello world"]
+        >>> [(numbers, units)] = read_units(texts)
         >>> units.splits, units.kinds
         (array([0, 2, 4]), array([1, 1, 1, 1], dtype=uint8))
         >>> bool((units.values[:2] == units.values[2:]).all())
@@ -109,9 +110,7 @@ def hash_shingles(units, *, word_length, character_length):
     counts = np.diff(units.splits)
     rows = np.repeat(np.arange(len(counts)), counts)
     starts = np.arange(len(units.values))
-    ends = starts + np.where(
-        units.kinds == WORD, word_length, character_length
-    )
+    ends = starts + np.where(units.kinds == WORD, word_length, character_length)
     fits = ends <= units.splits[1:][rows]
     rows, starts, ends = rows[fits], starts[fits], ends[fits]
     short = (np.bincount(rows, minlength=len(counts)) == 0) & (counts > 0)

@@ -7,7 +7,7 @@ from kerasgpt.config import InputError
 from kerasgpt.data.formats import is_unicode
 from kerasgpt.serving.client import ServerError
 from kerasgpt.tokenizers.chat_template import ChatTemplate
-from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
+from kerasgpt.tokenizers.tokenizer import Tokenizer
 
 
 def tell(text):
@@ -141,14 +141,14 @@ class RemoteGenerator:
 
 
 class _RemoteTokenizer:
+    control_tokens = Tokenizer.control_tokens
+    chat_format = None
+
     def __init__(self, client, model):
         # The turns of a conversation are asked for again with each new one.
         self.encode = functools.lru_cache(maxsize=256)(
             functools.partial(client.tokenize, model=model)
         )
-
-    def control_id(self, name):
-        return CONTROL_TOKENS.index(name)
 
 
 def tell_conversation(generator, texts, *, write=tell):

@@ -7,7 +7,6 @@ import tensorflow as tf
 
 from kerasgpt.config import InputError
 from kerasgpt.tokenizers.chat_format import ROLES, build_chat_format
-from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
 
 # What `str.strip` takes away, of which `tf.strings.strip` knows six.
 _WHITE_SPACE = "".join(
@@ -62,9 +61,9 @@ class ChatTemplate(tf.Module):
 
     def __init__(self, tokenizer, chat_format=None):
         super().__init__(name="chat_template")
-        self.control_ids = known = control_ids(tokenizer)
+        self.control_ids = known = dict(tokenizer.control_tokens)
         if chat_format is None:
-            chat_format = getattr(tokenizer, "chat_format", None)
+            chat_format = tokenizer.chat_format
         if chat_format is None:
             chat_format = build_chat_format("kerasgpt", known)
         self.tokenizer = tokenizer
@@ -331,7 +330,7 @@ def literal_ids(tokenizer, text):
 
     The text of a control token becomes its id; the longest one counts.
     """
-    known = control_ids(tokenizer)
+    known = tokenizer.control_tokens
     longest_first = sorted(known, key=len, reverse=True)
     pattern = f"({'|'.join(map(re.escape, longest_first))})"
     token_ids = []
@@ -341,11 +340,3 @@ def literal_ids(tokenizer, text):
         elif part:
             token_ids += tokenizer.encode(part)
     return token_ids
-
-
-def control_ids(tokenizer):
-    """Returns the tokenizer's control tokens, a dict from text to id."""
-    known = getattr(tokenizer, "control_tokens", None)
-    return known or {
-        name: tokenizer.control_id(name) for name in CONTROL_TOKENS
-    }

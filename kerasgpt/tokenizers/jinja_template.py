@@ -9,7 +9,7 @@ import sys
 
 from kerasgpt.config import InputError
 from kerasgpt.tokenizers.chat_format import ROLES
-from kerasgpt.tokenizers.chat_template import control_ids, literal_ids
+from kerasgpt.tokenizers.chat_template import literal_ids
 
 WORKER = pathlib.Path(__file__).with_name("jinja_worker.py")
 # Compiling and a thousand conversations take 0.3 s.
@@ -130,7 +130,7 @@ class JinjaTemplate:
         return rows
 
     def _encode(self, chat, pieces):
-        known = set(control_ids(self.tokenizer).values())
+        known = set(self.tokenizer.control_tokens.values())
         token_ids, loss_mask = [], []
         is_answer = False
         for text, turn in pieces:

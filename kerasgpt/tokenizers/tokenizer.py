@@ -27,15 +27,20 @@ class Tokenizer(tf.Module):
 
     Attributes:
         kind: str, names the subclass in saved files.
+        control_tokens: dict from the text of a control token to its id. Ours
+            unless the tokenizer is of another family.
+        chat_format: ChatFormat that goes with the tokenizer, or None = ours.
         vocabulary_size: int, control ids included.
         token_bytes: list of int. UTF-8 bytes of each id, 0 = control.
     """
 
     kind = ""
+    control_tokens = {name: index for index, name in enumerate(CONTROL_TOKENS)}
+    chat_format = None
 
     def control_id(self, name):
         """Returns the id of a control token, for example "<|user|>"."""
-        return CONTROL_TOKENS.index(name)
+        return self.control_tokens[name]
 
     def encode_strings(self, strings):
         """Returns the ids of each string, in eager and graph code.

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from kerasgpt.config import InputError
 from kerasgpt.console import quiet_libraries
+from kerasgpt.training.sharding import build_distribution
 
 DISTRIBUTE_NAMES = ("auto", "none", "mirrored", "multi_worker", "tpu")
 # Of a cluster; the first that there is holds the chief as its number 0.
@@ -41,14 +42,17 @@ def build_strategy(distribute="auto"):
             variable TF_CONFIG names;
             "tpu": a TPU; never tried by us;
             "auto": "multi_worker" if TF_CONFIG names several processes,
-            "mirrored" with several GPUs, else "none".
+            "mirrored" with several GPUs, else "none". Under JAX all devices
+            of this process, by a `keras.distribution` that is set here unless
+            one is set already.
 
     Returns:
-        tf.distribute.Strategy.
+        tf.distribute.Strategy; under JAX that of one device, which does
+        nothing.
 
     Raises:
-        InputError: if there are no such devices, TF_CONFIG is wrong, or one
-            of its workers does not come.
+        InputError: if there are no such devices, TF_CONFIG is wrong, one of
+            its workers does not come, or the backend knows no such thing.
         RuntimeError: of TensorFlow, if something was computed before several
             workers were joined.
 
@@ -56,12 +60,15 @@ def build_strategy(distribute="auto"):
         >>> build_strategy("none").num_replicas_in_sync
         1
     """
+    cluster = read_cluster(os.environ.get("TF_CONFIG", ""))
+    if not is_tensorflow():
+        _distribute_under_jax(distribute, cluster)
+        return tf.distribute.get_strategy()
     if keras.distribution.distribution() is not None:
         raise InputError(
             "keras.distribution: does nothing under TensorFlow; unset it and "
             "choose with distribute."
         )
-    cluster = read_cluster(os.environ.get("TF_CONFIG", ""))
     num_gpus = len(tf.config.list_physical_devices("GPU"))
     if distribute == "auto":
         distribute = "none" if num_gpus < 2 else "mirrored"
@@ -140,6 +147,11 @@ def read_cluster(text):
     return {"addresses": addresses, "number": before + index}
 
 
+def is_tensorflow():
+    """Returns whether Keras computes with TensorFlow, not with JAX."""
+    return keras.backend.backend() == "tensorflow"
+
+
 def is_chief(strategy):
     """Returns whether this process writes files; of workers, the first."""
     resolver = strategy.cluster_resolver
@@ -201,6 +213,18 @@ def resolve_jit_compile(jit_compile, strategy):
             f"{type(strategy).__name__}; leave it out."
         )
     return is_alone if jit_compile is None else jit_compile
+
+
+def num_shares(strategy):
+    """Returns into how many equal parts the rows of a batch are cut.
+
+    Args:
+        strategy: tf.distribute.Strategy.
+    """
+    shared = keras.distribution.distribution()
+    if shared is None or is_tensorflow():
+        return strategy.num_replicas_in_sync
+    return shared.num_model_replicas
 
 
 def num_replicas():
@@ -299,6 +323,36 @@ def lost_workers_told():
             "a worker was lost: start all of them again, they go on from the "
             "last checkpoint."
         ) from error
+
+
+def _distribute_under_jax(distribute, cluster):
+    """Sets which devices train together under JAX.
+
+    Raises:
+        InputError: for what is TensorFlow's alone.
+    """
+    backend = keras.backend.backend()
+    if backend != "jax":
+        raise InputError(
+            f"KERAS_BACKEND={backend}: training knows tensorflow and jax."
+        )
+    if distribute not in ("auto", "none"):
+        raise InputError(
+            f"distribute={distribute}: is TensorFlow's; under "
+            f"KERAS_BACKEND=jax choose auto or none."
+        )
+    if cluster and len(cluster["addresses"]) > 1:
+        raise InputError(
+            "TF_CONFIG: its workers train under TensorFlow; leave out "
+            "KERAS_BACKEND=jax, or unset it."
+        )
+    is_free = keras.distribution.distribution() is None
+    if (
+        distribute == "auto"
+        and is_free
+        and len(keras.distribution.list_devices()) > 1
+    ):
+        keras.distribution.set_distribution(build_distribution())
 
 
 def _rows_of(rows, context):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from kerasgpt.checkpoints.model_folder import find_model_folder, load_config
+from kerasgpt.checkpoints.exchange import load_pretrained_config
 from kerasgpt.config import InputError
 from kerasgpt.models.gpt import GPTConfig
 from kerasgpt.tokenizers.byte import ByteTokenizer
@@ -19,6 +19,7 @@ from kerasgpt.training.memory import (
 from kerasgpt.training.pretrain import DEFAULT_CONTEXT
 from kerasgpt.training.speed import measure_speed
 from kerasgpt.training.stage import TrainConfig
+from kerasgpt.training.tokenizer import open_tokenizer
 
 # Assumed, not measured: share of a GPU's peak that training reaches, seconds
 # to launch the kernels of a step however small, memory of its libraries.
@@ -106,13 +107,15 @@ def plan_stages(config, stages):
             from cannot be read.
     """
     if getattr(config, "init", ""):
-        model = load_config(find_model_folder(config.init))
+        model = load_pretrained_config(config.init)
     else:
-        is_byte = config.tokenizer.kind == ByteTokenizer.kind
+        size = config.tokenizer.vocabulary_size
+        if config.tokenizer.path:
+            size = open_tokenizer(config.tokenizer.path).vocabulary_size
+        elif config.tokenizer.kind == ByteTokenizer.kind:
+            size = ByteTokenizer().vocabulary_size
         model = config.model.build_config(
-            vocabulary_size=ByteTokenizer().vocabulary_size
-            if is_byte
-            else config.tokenizer.vocabulary_size,
+            vocabulary_size=size,
             context_length=DEFAULT_CONTEXT,
         )
     return {
@@ -246,6 +249,13 @@ def plan_run(
             *(f"  {' '.join(overrides)}" for overrides in cures),
         ]
     lines += ["", *_gpu_lines(plans, gpus, gpu_peak_fraction)]
+    for name, plan in plans.items():
+        if plan.train.epochs is not None:
+            lines.append(
+                f"{name}: how many steps {plan.train.epochs:g} epochs are is "
+                f"known once the data are read; told for {name}.steps="
+                f"{plan.train.steps:,}."
+            )
     # Of a distillation there are neither: its data are the teacher's.
     path = getattr(getattr(config, "data", None), "path", "")
     is_own = not getattr(config, "init", "") and path

@@ -9,8 +9,8 @@ import random
 import keras
 import numpy as np
 
+from kerasgpt.checkpoints.exchange import load_pretrained, pretrained_hash
 from kerasgpt.checkpoints.model_folder import (
-    find_model_folder,
     load_tokenizer,
     save_tokenizer,
 )
@@ -25,7 +25,6 @@ from kerasgpt.data.prepare import (
 from kerasgpt.data.shards import load_shards
 from kerasgpt.data.sources import TFDS_PREFIX, list_files
 from kerasgpt.files import (
-    MANIFEST,
     atomic_folder,
     file_hash,
     read_manifest,
@@ -34,9 +33,8 @@ from kerasgpt.files import (
 )
 from kerasgpt.generation.generate import Generator
 from kerasgpt.models.gpt import ModelConfig
-from kerasgpt.tokenizers.byte import ByteTokenizer
 from kerasgpt.tokenizers.chat_template import ChatTemplate
-from kerasgpt.tokenizers.sentence_piece import train_sentence_piece
+from kerasgpt.tokenizers.kinds import EXACT_KINDS, train_tokenizer
 from kerasgpt.training import stage
 from kerasgpt.training.distribution import (
     DISTRIBUTE_NAMES,
@@ -45,6 +43,7 @@ from kerasgpt.training.distribution import (
     on_chief_only,
 )
 from kerasgpt.training.stage import TrainConfig
+from kerasgpt.training.tokenizer import open_tokenizer
 
 # Settings of the data that change nothing about a base model.
 FINE_TUNING_ONLY = ("data.replay_fraction", "data.max_skipped_fraction")
@@ -59,8 +58,14 @@ class TokenizerConfig(Config):
 
     kind: str = setting(
         "sentence_piece",
-        "learned pieces, or plain bytes",
-        choices=("sentence_piece", "byte"),
+        "learned pieces, merged (sentence_piece) or likeliest (unigram), "
+        "pairs of bytes as GPT-2 and Llama 3 have them, or plain bytes",
+        choices=EXACT_KINDS,
+    )
+    path: str = setting(
+        "",
+        "folder of a tokenizer to use, ours or of Hugging Face; empty = train "
+        "one",
     )
     vocabulary_size: int = setting(
         2048,
@@ -75,6 +80,11 @@ class PretrainConfig(Config):
     """A base model: texts in, a model that continues texts out."""
 
     run_dir: str = setting("experiments/runs/base", "folder of the run")
+    init: str = setting(
+        "",
+        "run, model or transformers folder, or keras_hub:PRESET, whose model "
+        "goes on learning; empty = a new one",
+    )
     overwrite: bool = setting(False, "delete another run's run_dir first")
     seed: int = setting(0, "of weights and of the order of the data", minimum=0)
     distribute: str = setting(
@@ -87,6 +97,33 @@ class PretrainConfig(Config):
     tokenizer: TokenizerConfig = setting(TokenizerConfig(), "text to tokens")
     model: ModelConfig = setting(ModelConfig(), "the network")
     train: TrainConfig = setting(TrainConfig(steps=1600), "the training")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_init(self, ("model", "tokenizer"))
+
+
+def check_init(config, brought):
+    """Refuses settings of what the model that a run starts from brings.
+
+    Args:
+        config: Config with `init`, "" = a new model.
+        brought: tuple of str, the sections.
+
+    Raises:
+        InputError: naming the section.
+    """
+    # The dataclass' own defaults, so that no number stands here twice.
+    for field in dataclasses.fields(config):
+        if (
+            config.init
+            and field.name in brought
+            and getattr(config, field.name) != field.default
+        ):
+            raise InputError(
+                f"init={config.init}: brings its own model and tokenizer; "
+                f"leave out {field.name}.*"
+            )
 
 
 def run(config, corpus=None, *, tell=print):
@@ -111,12 +148,18 @@ def run(config, corpus=None, *, tell=print):
         corpus = load_corpus(config.data, with_chats=False)
     folder = pathlib.Path(config.run_dir)
     keras.utils.set_random_seed(config.seed)
+    # First what may be mistyped: a claimed folder is bound to it.
+    known = load_pretrained(config.init) if config.init else None
     on_chief(
         strategy,
-        lambda: _prepare(config, corpus, folder, is_for_chats=is_for_chats),
+        lambda: _prepare(
+            config, corpus, folder, known=known, is_for_chats=is_for_chats
+        ),
     )
     tokenizer = load_tokenizer(folder / "tokenizer")
-    model_config = _model_config(config, corpus, tokenizer)
+    model_config = (
+        known[0].config if known else _model_config(config, corpus, tokenizer)
+    )
     shards, _ = load_shards(
         folder / "data", tokenizer_fingerprint=tokenizer.fingerprint()
     )
@@ -130,6 +173,8 @@ def run(config, corpus=None, *, tell=print):
         for name, shard in shards.items()
     }
     model = stage.build_model(model_config, config.train, strategy)
+    if known:
+        model.set_weights(known[0].get_weights())
     tell(
         f"base: {model_config.num_parameters:,} parameters, "
         f"{shards['train'].num_documents:,} documents, "
@@ -165,8 +210,11 @@ def run(config, corpus=None, *, tell=print):
     )
 
 
-def _prepare(config, corpus, folder, *, is_for_chats):
-    """Makes a run's folder, its tokenizer and its shards."""
+def _prepare(config, corpus, folder, *, known, is_for_chats):
+    """Makes a run's folder, its tokenizer and its shards.
+
+    `known`: (model, tokenizer) that the run starts from, or None.
+    """
     # First what the user may have mistyped: a claimed folder is bound to it.
     stage.claim_folder(
         folder,
@@ -179,8 +227,13 @@ def _prepare(config, corpus, folder, *, is_for_chats):
             *stage.HARDWARE_ONLY,
         ),
     )
-    claim_data(folder, config.data)
-    tokenizer = build_tokenizer(folder / "tokenizer", corpus, config.tokenizer)
+    claim_data(folder, config.data, init=config.init)
+    tokenizer = build_tokenizer(
+        folder / "tokenizer",
+        corpus,
+        config.tokenizer,
+        known=known[1] if known else None,
+    )
     if is_for_chats:
         # Now, not after an hour of pretraining.
         fit_chats(
@@ -194,6 +247,7 @@ def _prepare(config, corpus, folder, *, is_for_chats):
         tokenizer,
         folder / "data",
         validation_fraction=config.data.validation_fraction,
+        is_validation=corpus.is_validation_document,
     )
 
 
@@ -204,24 +258,43 @@ def _model_config(config, corpus, tokenizer):
     )
 
 
-def build_tokenizer(folder, corpus, config):
-    """Returns the tokenizer saved in `folder`, trained if there is none."""
+def build_tokenizer(folder, corpus, config, *, known=None):
+    """Returns the tokenizer saved in `folder`, trained if there is none.
+
+    Args:
+        folder: pathlib.Path.
+        corpus: Corpus to train it on.
+        config: TokenizerConfig.
+        known: Tokenizer to save instead of training one.
+    """
     if folder.is_dir():
         read_manifest(folder)
         return load_tokenizer(folder)
-    if config.kind == "byte":
-        tokenizer = ByteTokenizer()
-    else:
-        texts = corpus.documents + [
-            message["content"] for chat in corpus.chats for message in chat
-        ]
-        share = TOKENIZER_CHARACTERS / max(1, sum(map(len, texts)))
-        if share < 1:
-            # Not every n-th: roles and languages may alternate.
-            texts = random.Random(0).sample(texts, int(share * len(texts)))
-        tokenizer = train_sentence_piece(
-            texts, vocabulary_size=config.vocabulary_size
-        )
+    if known is not None:
+        return _keep_tokenizer(folder, known)
+    if config.path:
+        tokenizer = open_tokenizer(config.path)
+        if tokenizer.kind not in EXACT_KINDS:
+            raise InputError(
+                f"tokenizer.path={config.path}: a tokenizer of kind "
+                f"{tokenizer.kind!r} does not give texts back, which a model "
+                f"that writes needs."
+            )
+        return _keep_tokenizer(folder, tokenizer)
+    texts = corpus.documents + [
+        message["content"] for chat in corpus.chats for message in chat
+    ]
+    share = TOKENIZER_CHARACTERS / max(1, sum(map(len, texts)))
+    if share < 1:
+        # Not every n-th: roles and languages may alternate.
+        texts = random.Random(0).sample(texts, int(share * len(texts)))
+    tokenizer = train_tokenizer(
+        config.kind, texts, vocabulary_size=config.vocabulary_size
+    )
+    return _keep_tokenizer(folder, tokenizer)
+
+
+def _keep_tokenizer(folder, tokenizer):
     with atomic_folder(folder) as temporary:
         save_tokenizer(temporary, tokenizer)
         write_manifest(temporary)
@@ -252,14 +325,14 @@ def claim_data(folder, config, *, init=""):
     Args:
         folder: pathlib.Path of the run.
         config: DataConfig.
-        init: str, folder of the model the run starts from, if any.
+        init: str, what the run starts from, if anything.
 
     Raises:
         InputError: naming the folder and the cure.
     """
     text = source_hashes(config)
     if init:
-        text += f"\ninit {file_hash(find_model_folder(init) / MANIFEST)}"
+        text += f"\ninit {pretrained_hash(init)}"
     path = folder / "sources.txt"
     if path.is_file() and path.read_text() != text:
         raise InputError(

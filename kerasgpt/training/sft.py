@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import pathlib
 import random
 
 import keras
 
-from kerasgpt.checkpoints.model_folder import load_model
-from kerasgpt.config import Config, InputError, setting
+from kerasgpt.checkpoints.exchange import load_pretrained
+from kerasgpt.config import Config, setting
 from kerasgpt.data.packing import pack
 from kerasgpt.data.prepare import (
     Corpus,
@@ -20,6 +21,7 @@ from kerasgpt.data.prepare import (
 from kerasgpt.data.shards import load_shards
 from kerasgpt.generation.generate import Generator
 from kerasgpt.models.gpt import ModelConfig
+from kerasgpt.models.lora import LoRAConfig, add_lora
 from kerasgpt.tokenizers.chat_template import ChatTemplate
 from kerasgpt.training import pretrain, stage
 from kerasgpt.training.distribution import (
@@ -55,7 +57,9 @@ class SFTConfig(Config):
         "the name of run_dir",
     )
     init: str = setting(
-        "", "folder of a trained model to start from; empty = pretrain one"
+        "",
+        "run, model or transformers folder, or keras_hub:PRESET, to start "
+        "from; empty = pretrain one",
     )
     overwrite: bool = setting(False, "delete another run's run_dir first")
     seed: int = setting(0, "of weights and of the order of the data", minimum=0)
@@ -82,21 +86,12 @@ class SFTConfig(Config):
         TrainConfig(steps=1400, learning_rate_factor=0.5),
         "training of the chat model",
     )
+    lora: LoRAConfig = setting(LoRAConfig(), "train few weights of the model")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "the report")
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.init:
-            return
-        # The dataclass' own defaults, so that no number stands here twice.
-        for field in dataclasses.fields(self):
-            if field.name in ("model", "tokenizer", "pretrain") and (
-                getattr(self, field.name) != field.default
-            ):
-                raise InputError(
-                    f"init={self.init}: brings its own model and tokenizer; "
-                    f"leave out {field.name}.*"
-                )
+        pretrain.check_init(self, ("model", "tokenizer", "pretrain"))
 
     @property
     def export_folder(self):
@@ -180,7 +175,7 @@ def run(config, corpus, *, tell=print):
     tell = on_chief_only(tell, strategy)
     # First what may be mistyped: a claimed folder is bound to it.
     if config.init:
-        model, tokenizer = load_model(config.init)
+        model, tokenizer = load_pretrained(config.init)
         base = StageResult(model, tokenizer, pathlib.Path(config.init), {})
     folder = pathlib.Path(config.run_dir)
     on_chief(strategy, lambda: _claim(folder, config))
@@ -224,6 +219,15 @@ def run(config, corpus, *, tell=print):
     keras.utils.set_random_seed(config.seed)
     model = stage.build_model(base.model.config, config.train, strategy)
     model.set_weights(base.model.get_weights())
+    if config.lora.rank:
+        with strategy.scope():
+            add_lora(model, config.lora)
+        count = sum(map(_size, model.trainable_variables))
+        total = model.config.num_parameters
+        tell(
+            f"chat: trains {count:,} parameters beside {total:,} "
+            f"({count / total:.2%})."
+        )
     tell(
         f"chat: {len(corpus.chats):,} conversations and replayed documents, "
         f"{shards['train'].num_tokens:,} tokens, "
@@ -258,9 +262,14 @@ def run(config, corpus, *, tell=print):
         seed=config.seed,
         sample=sample,
         strategy=strategy,
+        lora=config.lora if config.lora.rank else None,
         tell=tell,
     )
     return SFTResult(base, chat, corpus, rows["train"].used_fraction)
+
+
+def _size(variable):
+    return math.prod(variable.shape)
 
 
 def _claim(folder, config):

@@ -49,7 +49,7 @@ def layout_map(device_mesh):
     return layouts
 
 
-def build_distribution(model_config, *, model_devices=1, devices=None):
+def build_distribution(model_config=None, *, model_devices=1, devices=None):
     """Returns how a model trains on several devices under KERAS_BACKEND=jax.
 
     To be set (`keras.distribution.set_distribution`) before model, train step
@@ -57,7 +57,7 @@ def build_distribution(model_config, *, model_devices=1, devices=None):
     `model_devices` devices, which share the weights.
 
     Args:
-        model_config: GPTConfig.
+        model_config: GPTConfig. `None` = any, held whole.
         model_devices: int. Devices that hold one model together. 1 = each
             holds all of it.
         devices: list of str, such as "gpu:0". `None` = all there are.

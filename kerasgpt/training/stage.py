@@ -4,6 +4,7 @@ Not: which data it trains on (pretrain.py, sft.py).
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import math
 import pathlib
@@ -15,10 +16,13 @@ import tempfile
 import keras
 import numpy as np
 
+from kerasgpt.checkpoints.adapter import Adapter, save_adapter
 from kerasgpt.checkpoints.model_folder import (
     MODELS,
     build_task,
+    copy_to_host,
     load_model,
+    name_variables,
     save_model,
 )
 from kerasgpt.checkpoints.run_state import (
@@ -40,12 +44,15 @@ from kerasgpt.files import (
     read_json,
     write_json,
 )
+from kerasgpt.models.lora import merge_lora
 from kerasgpt.training.callbacks import ProgressLog
 from kerasgpt.training.distribution import (
     build_strategy,
     check_rows,
     is_chief,
     is_one_device,
+    is_tensorflow,
+    num_shares,
     on_chief,
     on_chief_only,
     resolve_jit_compile,
@@ -77,6 +84,9 @@ class TrainConfig(Config):
     """How one stage is trained."""
 
     steps: int = setting(1000, "optimizer updates", unit="steps", minimum=1)
+    epochs: float | None = setting(
+        None, "passes over the training rows, in place of steps", minimum=1e-6
+    )
     batch_tokens: int = setting(
         2048,
         "positions of one update; a multiple of the context",
@@ -171,6 +181,21 @@ class TrainConfig(Config):
         None, "compile the step with XLA; none = on one device"
     )
 
+    def for_batches(self, num_batches):
+        """Returns the config with the steps that its epochs take.
+
+        Args:
+            num_batches: float. Training rows over those of one update.
+
+        Example:
+            >>> TrainConfig(epochs=3).for_batches(10.5).steps
+            32
+        """
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * num_batches)
+        return dataclasses.replace(self, steps=steps, epochs=None)
+
     def peak_learning_rate(self, model_dim):
         """Returns the set rate, or the one a model of this width takes."""
         if self.learning_rate is not None:
@@ -193,7 +218,8 @@ class StageResult:
             perplexity, bits_per_byte; and "before", the same of the model
             that training began with.
         is_chief: bool. This process is the one, of several workers, that
-            goes on to report and export.
+            goes on to report and export. None does under JAX, where neither
+            is possible.
     """
 
     model: keras.Model
@@ -295,7 +321,8 @@ def train(
     sample,
     strategy=None,
     counts_bytes=True,
-    build_step=TrainStep,
+    build_step=None,
+    lora=None,
     tell=print,
 ):
     """Trains a model in `folder`, or goes on where it was stopped.
@@ -308,7 +335,8 @@ def train(
     Args:
         model: task model, see `build_model`.
         tokenizer: Tokenizer.
-        rows: dict of "train" and "validation" PackedRows.
+        rows: dict of "train" and "validation" rows: PackedRows, MaskedRows or
+            PairRows.
         config: TrainConfig.
         folder: str or Path.
         name: str, shown in progress lines.
@@ -318,7 +346,10 @@ def train(
         strategy: tf.distribute.Strategy in whose scope the model was built.
             `None` = that of one device.
         counts_bytes: bool. Targets are tokens of texts: report bits per byte.
-        build_step: function of what `TrainStep` takes, returns one.
+        build_step: function of what `TrainStep` takes, returns one. `None` =
+            that of the backend.
+        lora: LoRAConfig of the model's adapters, which are then kept as
+            `folder/adapter` and merged into `folder/model`. `None` = none.
         tell: function of one str, prints a line.
 
     Returns:
@@ -335,7 +366,7 @@ def train(
     result_path = folder / "result.json"
     if result_path.is_file():
         tell(f"{name}: already trained, see {folder}.")
-        return _result(folder, is_chief(strategy))
+        return _result(folder, strategy)
 
     for split, part in rows.items():
         if not len(part):
@@ -350,9 +381,10 @@ def train(
             f"batch_tokens={config.batch_tokens}: is less than one row of "
             f"{row_length} tokens; raise it or lower model.context_length."
         )
+    config = config.for_batches(len(rows["train"]) / batch_size)
     check_rows(
         batch_size,
-        replicas=strategy.num_replicas_in_sync,
+        replicas=num_shares(strategy),
         accumulate_steps=config.accumulate_steps,
     )
     # The writer ends first: a second signal must reach it, too.
@@ -375,6 +407,7 @@ def train(
             log_folder=folder if is_chief(strategy) else unread,
             counts_bytes=counts_bytes,
             build_step=build_step,
+            lora=lora,
             tell=tell,
             request=request,
             writer=writer,
@@ -396,13 +429,14 @@ def train(
         "before": progress.before,
     }
     on_chief(strategy, lambda: write_json(result_path, metrics))
-    return _result(folder, is_chief(strategy))
+    return _result(folder, strategy)
 
 
-def _result(folder, is_chief):
+def _result(folder, strategy):
     model, tokenizer = load_model(folder, kinds=tuple(MODELS))
     metrics = read_json(folder / "result.json")
-    return StageResult(model, tokenizer, folder, metrics, is_chief)
+    goes_on = is_chief(strategy) and is_tensorflow()
+    return StageResult(model, tokenizer, folder, metrics, goes_on)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -454,6 +488,7 @@ class _Stage:
         log_folder,
         counts_bytes,
         build_step,
+        lora,
         tell,
         request,
         writer,
@@ -467,6 +502,7 @@ class _Stage:
         self.order = {"batch_size": batch_size, "seed": seed}
         self.sample = sample
         self.strategy = strategy
+        self.lora = lora
         self.tell = tell
         self.request = request
         self.writer = writer
@@ -474,7 +510,9 @@ class _Stage:
             model,
             config,
             strategy,
-            token_bytes=tokenizer.token_bytes if counts_bytes else None,
+            token_bytes=_token_bytes(model, tokenizer)
+            if counts_bytes
+            else None,
             build_step=build_step,
         )
         # The same rows each time, spread over the split.
@@ -599,7 +637,8 @@ class _Stage:
         if step == 0:
             self.progress = self.progress.after(before=metrics)
         else:
-            if is_chief(self.strategy):
+            # Texts are decoded under TensorFlow only.
+            if is_chief(self.strategy) and is_tensorflow():
                 self.log.record_sample(step, self._sample())
             is_best = metrics["loss"] < self.progress.best_loss
             self.progress = (
@@ -697,11 +736,17 @@ class _Stage:
         def write():
             # The model first: if the state is lost, it is found again.
             if is_best:
+                if self.lora:
+                    save_adapter(
+                        self.folder / "adapter",
+                        Adapter(self.lora, state.weights),
+                        step=state.step,
+                    )
                 save_model(
                     self.folder / "model",
                     self.model,
                     self.tokenizer,
-                    weights=state.weights,
+                    weights=self._merged(state.weights),
                     step=state.step,
                 )
             save_run_state(
@@ -736,8 +781,17 @@ class _Stage:
                 self.sampled_model = type(model)(model.config, name=model.name)
                 self.sampled_model.build()
             model = self.sampled_model
-            model.set_weights(self.model.get_weights())
+            weights = self._merged(copy_to_host(self.model.variables))
+            for name, variable in name_variables(model.variables).items():
+                variable.assign(weights[name])
         return self.sample(model)
+
+    def _merged(self, weights):
+        """Returns the weights that a model without adapters would have."""
+        if not self.lora:
+            return weights
+        frozen = copy_to_host(self.model.variables)
+        return merge_lora(frozen, weights, self.lora)
 
     def _row_numbers(self, step):
         numbers = training_row_numbers(
@@ -760,15 +814,22 @@ class _Stage:
             "software": {
                 **versions,
                 "python": platform.python_version(),
+                "backend": keras.backend.backend(),
                 "jit_compile": self.step_model.jit_compile,
-                "replicas": self.strategy.num_replicas_in_sync,
+                "replicas": num_shares(self.strategy),
                 "accumulate_steps": self.config.accumulate_steps,
             },
         }
 
 
+def _token_bytes(model, tokenizer):
+    """Returns a list of int; ids after the tokenizer's are the model's own."""
+    known = tokenizer.token_bytes
+    return [*known, *[0] * (model.config.vocabulary_size - len(known))]
+
+
 def _compile(model, config, strategy, *, token_bytes, build_step):
-    """Returns the compiled TrainStep."""
+    """Returns the compiled TokenStep."""
     schedule = build_schedule(
         config.schedule,
         config.peak_learning_rate(model.config.model_dim),
@@ -779,7 +840,7 @@ def _compile(model, config, strategy, *, token_bytes, build_step):
     )
     jit_compile = resolve_jit_compile(config.jit_compile, strategy)
     with strategy.scope():
-        step_model = build_step(
+        step_model = (build_step or _step_type())(
             model,
             clip_norm=config.clip_norm,
             token_bytes=token_bytes,
@@ -799,8 +860,16 @@ def _compile(model, config, strategy, *, token_bytes, build_step):
     return step_model
 
 
+def _step_type():
+    """Returns the TokenStep of the backend."""
+    if is_tensorflow():
+        return TrainStep
+    # Not above: it needs jax, which need not be there.
+    return importlib.import_module("kerasgpt.training.jax_step").JaxTrainStep
+
+
 def _group_steps(model_config, config):
-    """Returns how many steps one call of TensorFlow makes.
+    """Returns how many steps one call of the backend makes.
 
     As many as pay for the call, few enough to stop soon after a signal; a
     divisor of `log_steps`, so that events fall between two calls.

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kerasgpt.data.languages import (
     CODES,
+    SCRIPTS,
     count_scripts,
     identify,
     is_everyday_chinese,
@@ -139,3 +140,15 @@ def test_nearly_all_demo_answers_are_in_their_language(
     # Single words, numbers and code are in none.
     others = len(found) - sum(map(found.count, ("en", "zh", "und")))
     assert others <= 0.002 * len(found)
+
+
+def test_blocks_of_scripts_do_not_overlap():
+    blocks = sorted(
+        (ord(first), ord(last))
+        for letters in SCRIPTS.values()
+        for first, last in zip(letters[::2], letters[1::2], strict=True)
+    )
+    for (first, last), (following, _) in zip(
+        blocks, blocks[1:] + [(0x110000, 0)], strict=True
+    ):
+        assert first <= last < following

@@ -6,19 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerasgpt.data import quality
 from kerasgpt.data.languages import identify
-from kerasgpt.data.quality import (
-    RULES,
-    TURN_RULES,
-    Measured,
-    QualityConfig,
-    duplicate_characters,
-    duplicate_fraction,
-    duplicate_ngrams,
-    judge,
-    top_ngram,
-)
+from kerasgpt.data.quality import RULES, TURN_RULES, QualityConfig, judge
 
 ENGLISH = """\
 The old lighthouse stood at the end of a narrow road that few people ever
@@ -244,61 +233,6 @@ def test_turns_of_a_conversation_have_their_own_rules():
         assert judge(text, language, QualityConfig(judged_from_words=1))
         assert not judge(text, language, QualityConfig(), rules=TURN_RULES)
     assert judge("", "und", QualityConfig(), rules=TURN_RULES)
-
-
-# Measures against others, counted by hand or spelled out.
-
-
-def test_shares_of_duplicates_are_counted():
-    assert duplicate_fraction(["a", "b", "a", "a"]) == 0.5
-    assert duplicate_characters(["aaaa", "bb", "aaaa"]) == 0.4
-    assert duplicate_fraction([]) == duplicate_characters([]) == 0.0
-
-
-def slow_top(units, length):
-    runs = [
-        tuple(units[i : i + length]) for i in range(len(units) - length + 1)
-    ]
-    count = max(map(runs.count, runs), default=0)
-    return min(1.0, count * length / len(units)) if count > 1 else 0.0
-
-
-def slow_repeated(units, length):
-    seen, covered = set(), set()
-    for start in range(len(units) - length + 1):
-        run = tuple(units[start : start + length])
-        if run in seen:
-            covered |= set(range(start, start + length))
-        seen.add(run)
-    return len(covered) / len(units)
-
-
-@given(
-    units=st.lists(st.sampled_from("abc"), min_size=1, max_size=60),
-    length=st.integers(2, 10),
-)
-def test_runs_of_words_are_counted_as_the_long_way(units, length):
-    measured = Measured(" ".join(units), "en")
-    # Both shortcuts answer with a bound, where it is clearly below.
-    expected = slow_top(units, length)
-    found = top_ngram(measured, words=length)
-    assert found == pytest.approx(expected) or (
-        expected <= found < quality.CLEARLY_BELOW
-    )
-    expected = slow_repeated(units, length)
-    if length >= 5:
-        found = duplicate_ngrams(measured, words=length)
-        assert found == pytest.approx(expected) or (
-            expected <= found < quality.CLEARLY_BELOW
-        )
-
-
-def test_chinese_is_counted_in_characters():
-    text = "".join(words("zh", 300))
-    assert Measured(text, "zh").num_words == pytest.approx(200)
-    measured = Measured("一二三四五六七八九十" * 2, "zh")
-    assert measured.repeated_share(5) == 0.5
-    assert Measured("one two three", "en").num_words == 3
 
 
 @given(st.text(), st.sampled_from(["en", "zh", "ja", "und", "ko"]))

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from kerasgpt.config import InputError
-from kerasgpt.data import rows, text_lines
+from kerasgpt.data import rows, tables, text_lines
 from kerasgpt.data.rows import (
     DOCUMENT_CHARACTERS,
     Skipped,
@@ -152,7 +152,7 @@ def test_several_members_of_one_gzip_file_are_one_text(write):
 
 
 def test_more_rows_than_are_read_at_once(tmp_path):
-    count = 3 * rows.ROWS_AT_ONCE + 1
+    count = 3 * tables.ROWS_AT_ONCE + 1
     csv = tmp_path / "a.csv"
     csv.write_text("text\n" + "".join(f"t{i}\n" for i in range(count)))
     parquet = tmp_path / "a.parquet"
@@ -316,7 +316,7 @@ def test_a_quote_that_is_never_closed_ends_the_reading(write):
 
 
 def test_an_endless_row_is_not_read_to_its_end(write, monkeypatch):
-    monkeypatch.setattr(rows, "LONGEST_ROW_BYTES", 10_000)
+    monkeypatch.setattr(tables, "LONGEST_ROW_BYTES", 10_000)
     path = write("a.csv", 'text\n"' + "never closed\n" * 500_000)
     _, ((place, reason),) = read(path)
     assert "is a quote never closed?" in reason

@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from kerasgpt.config import InputError
 from kerasgpt.data.shards import build_shard, load_shards, save_shards
+from kerasgpt.files import write_manifest
 
 ROWS = [[1, 2, 3], [], [4, 5]]
 MASKS = [[0, 1, 1], [], [0, 1]]
@@ -128,3 +130,66 @@ def test_the_manifest_is_plain_json(tmp_path):
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     assert manifest["format_version"] == 1
     assert manifest["tokenizer_fingerprint"] == "abc"
+
+
+def _forge(folder, changes):
+    """Changes files or manifest entries, as who can sign them may."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    values = {
+        name: value
+        for name, value in manifest.items()
+        if name not in ("files", "sha256")
+    }
+    for name, value in changes.items():
+        if isinstance(value, bytes):
+            (folder / name).write_bytes(value)
+        else:
+            values[name] = value
+    write_manifest(folder, **values)
+
+
+def _npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+PICKLE = b"\x80\x04cos\nsystem\n(S'true'\ntR."
+IDS = "train.token_ids.npy"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"splits": {"../other": {}}}, r"does not list \.\./other"),
+        ({"splits": ["train"]}, "lists no splits"),
+        ({"tokenizer_fingerprint": None}, r"another tokenizer \(None"),
+        ({IDS: PICKLE}, r"train\.token_ids\.npy: is no array"),
+        ({IDS: b"PK\x03\x04"}, "is no array"),
+        ({IDS: b""}, "is no array"),
+        # Of a shape that is not there.
+        (
+            {
+                IDS: _npy(np.zeros(5, "uint16")).replace(
+                    b"(5,)", b"(5000000000,)"
+                )
+            },
+            "is no array",
+        ),
+        ({IDS: _npy(np.array([None] * 5))}, "is no array"),
+        ({IDS: _npy(np.zeros(4, "uint16"))}, "do not fit together"),
+        ({IDS: _npy(np.zeros(5, "float32"))}, "do not fit together"),
+        ({IDS: _npy(np.zeros((5, 1), "uint16"))}, "do not fit together"),
+        (
+            {"train.offsets.npy": _npy(np.array([0, 9, 3, 5]))},
+            "do not fit together",
+        ),
+        ({"train.offsets.npy": _npy(np.zeros(0, int))}, "do not fit together"),
+    ],
+)
+def test_signed_files_that_are_no_shards_are_refused(tmp_path, changes, told):
+    _save(tmp_path / "data")
+    _forge(tmp_path / "data", changes)
+    with pytest.raises(InputError, match=told) as raised:
+        load_shards(tmp_path / "data", tokenizer_fingerprint="abc")
+    assert "\n" not in str(raised.value)

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import collections
 import contextlib
+import functools
 import html
 import itertools
 import json
@@ -24,7 +25,13 @@ from kerasgpt.serving.openai import openai_routes
 from kerasgpt.serving.saved_model import ServingModule
 from kerasgpt.tokenizers import CONTROL_TOKENS, ByteTokenizer
 from kerasgpt.tokenizers.chat_template import ROLES, ChatTemplate
-from tests.descriptors import tiny_config, tiny_sentence_piece
+from tests.descriptors import (
+    tiny_byte_pair,
+    tiny_config,
+    tiny_sentence_piece,
+    tiny_unigram,
+    tiny_word_piece,
+)
 from tests.tokenizers.chat_cases import (
     TEMPLATES,
     build_template,
@@ -33,6 +40,7 @@ from tests.tokenizers.chat_cases import (
     goldens,
     padded,
 )
+from tests.tokenizers.families import build_family
 
 # Those of every template, and what other tokenizers use besides.
 SPECIALS = sorted(
@@ -89,8 +97,23 @@ DISGUISES = {
 ATTACKS = [
     disguise(special) for special in SPECIALS for disguise in DISGUISES.values()
 ]
-TOKENIZERS = {"byte": ByteTokenizer, "sentence_piece": tiny_sentence_piece}
+TOKENIZERS = {
+    "byte": ByteTokenizer,
+    "byte_pair": tiny_byte_pair,
+    "sentence_piece": tiny_sentence_piece,
+    "unigram": tiny_unigram,
+}
+# Those of other families, with control tokens of their own, and one that
+# gives no text back.
+OTHERS = {
+    **{
+        name: functools.partial(build_family, name)
+        for name in ("gpt2", "llama3", "qwen2")
+    },
+    "word_piece": tiny_word_piece,
+}
 every_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
+any_tokenizer = pytest.mark.parametrize("kind", {**TOKENIZERS, **OTHERS})
 every_template = pytest.mark.parametrize(
     ("name", "kind"), TEMPLATES, ids=["-".join(one) for one in TEMPLATES]
 )
@@ -184,7 +207,7 @@ def _random_texts(count, seed):
 
 
 def _count_control_ids(tokenizer, count, seed):
-    known = [tokenizer.control_id(token) for token in CONTROL_TOKENS]
+    known = list(tokenizer.control_tokens.values())
     found = 0
     texts = _random_texts(count, seed)
     while batch := list(itertools.islice(texts, 10_000)):
@@ -193,15 +216,25 @@ def _count_control_ids(tokenizer, count, seed):
     return found
 
 
-@every_tokenizer
+@any_tokenizer
+def test_no_disguise_becomes_a_control_token_of_any_tokenizer(kind):
+    tokenizer = {**TOKENIZERS, **OTHERS}[kind]()
+    ids = tokenizer.encode_strings(tf.constant(ATTACKS)).values.numpy()
+    assert len(ids) > len(ATTACKS)
+    assert not np.isin(ids, list(tokenizer.control_tokens.values())).any()
+
+
+@any_tokenizer
 def test_20_000_random_texts_hold_no_control_id(kind):
-    assert _count_control_ids(TOKENIZERS[kind](), 20_000, seed=0) == 0
+    tokenizer = {**TOKENIZERS, **OTHERS}[kind]()
+    assert _count_control_ids(tokenizer, 20_000, seed=0) == 0
 
 
 @pytest.mark.slow
-@every_tokenizer
+@any_tokenizer
 def test_1_000_000_random_texts_hold_no_control_id(kind):
-    assert _count_control_ids(TOKENIZERS[kind](), 1_000_000, seed=1) == 0
+    tokenizer = {**TOKENIZERS, **OTHERS}[kind]()
+    assert _count_control_ids(tokenizer, 1_000_000, seed=1) == 0
 
 
 # Names of roles.

@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import pytest
 import sentencepiece
 import tensorflow as tf
+from sentencepiece import sentencepiece_model_pb2
 
 from kerasgpt.config import InputError
 from kerasgpt.tokenizers import (
@@ -176,17 +177,60 @@ def test_a_missing_file_is_an_input_error(tmp_path):
         SentencePieceTokenizer.load_files(tmp_path)
 
 
-def test_a_foreign_model_is_refused(tmp_path):
+def _foreign(tmp_path, **options):
     path = tmp_path / "foreign"
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["to be or not to be"] * 20),
+        sentence_iterator=iter(["to be or not to be", "你好 to 世界"] * 20),
         model_prefix=str(path),
-        vocab_size=20,
         hard_vocab_limit=False,
         minloglevel=2,
+        **options,
     )
-    with pytest.raises(InputError, match="first pieces are not"):
-        SentencePieceTokenizer(path.with_suffix(".model").read_bytes())
+    return path.with_suffix(".model").read_bytes()
+
+
+def test_a_foreign_model_that_loses_text_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no bytes to fall back to"):
+        SentencePieceTokenizer(_foreign(tmp_path, vocab_size=40))
+    for content in (b"", b"no model"):
+        with pytest.raises(InputError, match=r"sentencepiece\.model"):
+            SentencePieceTokenizer(content)
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_a_foreign_model_gives_the_ids_of_the_library(model_type, tmp_path):
+    # As Llama 2's: a space goes before a text, and control tokens come after.
+    model = _foreign(
+        tmp_path,
+        model_type=model_type,
+        byte_fallback=True,
+        vocab_size=320,
+        normalization_rule_name="identity",
+    )
+    tokenizer = SentencePieceTokenizer(model, control_tokens={"<|end|>": 400})
+    assert not tokenizer.is_ours
+    assert tokenizer.vocabulary_size == 401
+    assert len(tokenizer.token_bytes) == 401
+    assert tokenizer.control_tokens == {
+        "<unk>": 0,
+        "<s>": 1,
+        "</s>": 2,
+        "<|end|>": 400,
+    }
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    texts = ["to be or 你好", "", "<s>to</s><unk>", "x\u2581y 龘\n"]
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert ids == library.encode(text)
+        assert not set(ids) & set(tokenizer.control_tokens.values())
+    ids = tokenizer.encode(texts[0])
+    assert tokenizer.decode([1, *ids, 2, 400, 0]) == texts[0]
+    tokenizer.save_files(tmp_path)
+    loaded = SentencePieceTokenizer.load_files(tmp_path)
+    assert loaded.control_tokens == tokenizer.control_tokens
+    assert loaded.fingerprint() == tokenizer.fingerprint()
+    alone = SentencePieceTokenizer(model)
+    assert alone.fingerprint() != tokenizer.fingerprint()
 
 
 def test_a_seed_that_is_set_later_leaves_the_tokenizer_alive():
@@ -200,3 +244,31 @@ def test_a_seed_that_is_set_later_leaves_the_tokenizer_alive():
         assert tokenizer.encode("to be") == expected
     finally:
         tiny_sentence_piece.cache_clear()
+
+
+def test_real_texts_have_the_ids_of_the_python_library():
+    if not DEMO.is_dir():
+        pytest.skip(f"{DEMO} is absent")
+    texts = [
+        row["output"]
+        for name in ("alpaca_en_demo", "alpaca_zh_demo")
+        for row in json.loads((DEMO / f"{name}.json").read_text())[:200]
+    ]
+    tokenizer = train_sentence_piece(texts, vocabulary_size=2048)
+    # Words are cut, looked up and merged here; whole texts are merged there.
+    assert tokenizer._merger is not None
+    library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    rows = tokenizer.encode_strings(tf.constant(texts)).to_list()
+    assert rows == library.encode(texts)
+
+
+def test_a_piece_of_two_words_is_merged_in_whole_texts(tmp_path):
+    model = sentencepiece_model_pb2.ModelProto.FromString(
+        tiny_sentence_piece().model
+    )
+    model.pieces.add(piece="to\u2581be", score=1.0)
+    tokenizer = SentencePieceTokenizer(model.SerializeToString())
+    library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    assert tokenizer._merger is None
+    for text in ("to be or not to be", " to  be", "你好 to be"):
+        assert tokenizer.encode(text) == library.encode(text)

@@ -10,13 +10,23 @@ import tensorflow as tf
 
 from kerasgpt.tokenizers import (
     CONTROL_TOKENS,
+    BytePairTokenizer,
     ByteTokenizer,
     SentencePieceTokenizer,
 )
 from kerasgpt.tokenizers.tokenizer import Tokenizer
-from tests.descriptors import tiny_sentence_piece
+from tests.descriptors import (
+    tiny_byte_pair,
+    tiny_sentence_piece,
+    tiny_unigram,
+)
 
-TOKENIZERS = {"byte": ByteTokenizer, "sentence_piece": tiny_sentence_piece}
+TOKENIZERS = {
+    "byte": ByteTokenizer,
+    "byte_pair": tiny_byte_pair,
+    "sentence_piece": tiny_sentence_piece,
+    "unigram": tiny_unigram,
+}
 every_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
 CONTROL_IDS = set(range(len(CONTROL_TOKENS)))
 # Texts that other tokenizers have lost, merged or normalised.
@@ -201,6 +211,7 @@ def test_the_contract_leaves_the_cutting_to_subclasses():
     ):
         with pytest.raises(NotImplementedError):
             call()
-    kinds = {ByteTokenizer.kind, SentencePieceTokenizer.kind}
-    assert len(kinds) == 2
+    classes = (BytePairTokenizer, ByteTokenizer, SentencePieceTokenizer)
+    kinds = {one.kind for one in classes}
+    assert len(kinds) == len(classes)
     assert "" not in kinds

@@ -17,6 +17,7 @@ from kerasgpt.training.distribution import (
     check_rows,
     is_chief,
     num_replicas,
+    num_shares,
     read_cluster,
     resolve_jit_compile,
     spans_workers,
@@ -64,6 +65,51 @@ def test_without_tf_config_and_gpus_there_is_one_device(monkeypatch):
 def test_a_cluster_of_one_is_one_device(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", _cluster("127.0.0.1:1"))
     assert not spans_workers(build_strategy("auto"))
+
+
+@pytest.mark.parametrize(
+    "backend, distribute, tf_config, told",
+    [
+        ("jax", "mirrored", "", "distribute=mirrored: is TensorFlow's"),
+        ("jax", "tpu", "", "choose auto or none"),
+        ("jax", "auto", _cluster("a:1", "b:1"), "its workers train under"),
+        ("torch", "none", "", "KERAS_BACKEND=torch: training knows"),
+    ],
+)
+def test_what_another_backend_cannot_do_is_refused(
+    monkeypatch, backend, distribute, tf_config, told
+):
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    monkeypatch.setenv("TF_CONFIG", tf_config)
+    with pytest.raises(InputError, match=told) as raised:
+        build_strategy(distribute)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("distribute, num_devices", [("auto", 2), ("none", 1)])
+def test_under_jax_all_devices_share_the_rows_unless_told_not_to(
+    monkeypatch, distribute, num_devices
+):
+    class Shared:
+        num_model_replicas = 2
+
+    found = []
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(distribution, "build_distribution", Shared)
+    monkeypatch.setattr(
+        keras.distribution, "list_devices", lambda: ["cpu:0", "cpu:1"]
+    )
+    monkeypatch.setattr(keras.distribution, "set_distribution", found.append)
+    monkeypatch.setattr(
+        keras.distribution, "distribution", lambda: (found or [None])[0]
+    )
+    strategy = build_strategy(distribute)
+    assert num_shares(strategy) == num_devices == 1 + len(found)
+    build_strategy.cache_clear()
+    # What is set already stays.
+    build_strategy(distribute)
+    assert num_shares(strategy) == num_devices
 
 
 def test_the_chief_comes_before_the_workers():

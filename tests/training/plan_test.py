@@ -21,6 +21,7 @@ from kerasgpt.training.sft import SFTConfig
 from kerasgpt.training.speed import Speed
 from kerasgpt.training.stage import TrainConfig
 from tests.descriptors import tiny_config
+from tests.tokenizers.families import put_family
 
 TRAIN = TrainConfig(steps=600, batch_tokens=4096)
 PLENTY = 1e15
@@ -261,3 +262,17 @@ def test_a_start_brings_its_own_shape(tmp_path):
     assert cures == [["train.batch_tokens=524288"]]
     with pytest.raises(InputError, match="holds no trained model"):
         lines_of(run_config(init=str(tmp_path / "none")), one_stage())
+
+
+def test_a_tokenizer_that_is_given_tells_the_vocabulary(tmp_path):
+    put_family(tmp_path, "gpt2")
+    config = run_config(tokenizer=TokenizerConfig(path=str(tmp_path)))
+    plans = plan_stages(config, one_stage())
+    assert {one.model.vocabulary_size for one in plans.values()} == {421}
+
+
+def test_epochs_of_unread_data_are_told():
+    config = SFTConfig().override(["train.epochs=2"])
+    lines = plan_run(config, two_stages, measure=lambda *_: Speed(0.1, 1.0))
+    (line,) = [line for line in lines if "epochs" in line]
+    assert line.startswith("train: how many steps 2 epochs are")

@@ -10,7 +10,10 @@ from kerasgpt.checkpoints import load_model
 from kerasgpt.config import InputError
 from kerasgpt.data.prepare import load_corpus
 from kerasgpt.generation import Generator
+from kerasgpt.models.lora import LoRAConfig
 from kerasgpt.training import pretrain, sft, stage
+from tests.conftest import GOLDENS
+from tests.tokenizers.families import put_family
 
 CONTEXT = 64
 
@@ -270,6 +273,25 @@ def test_a_start_that_was_trained_anew_is_other_data(
         run(start_from(init, tmp_path))
 
 
+def test_adapters_are_trained_beside_the_base(finished, tmp_path, trained):
+    _, result, _ = finished
+    config = start_from(result.base.folder, tmp_path)
+    lines = []
+    tuned = run(config.override(["lora.rank=2"]), tell=lines.append).chat
+    (call,) = trained["chat"]
+    assert call["lora"] == LoRAConfig(rank=2)
+    assert len(tuned.model.trainable_variables) == 4
+    # Two kernels of 16 x 16.
+    assert any("trains 128 parameters beside" in line for line in lines)
+
+
+def test_a_folder_of_transformers_needs_a_tokenizer(tmp_path):
+    config = start_from(GOLDENS / "huggingface" / "gpt2", tmp_path)
+    with pytest.raises(InputError, match="brings no tokenizer"):
+        run(config)
+    assert not (tmp_path / "chat").exists()
+
+
 def test_a_start_that_is_missing_leaves_no_folder(tmp_path):
     config = start_from(tmp_path / "none", tmp_path)
     with pytest.raises(InputError, match="holds no trained model"):
@@ -442,3 +464,35 @@ def test_shuffled_answers_are_dealt_out_anew_and_nothing_is_lost():
 def test_evaluation_settings_out_of_range_are_refused(name):
     with pytest.raises(InputError, match=f"evaluation.{name}=0"):
         sft.SFTConfig().override([f"evaluation.{name}=0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "name"), [("qwen2", "chatml"), ("gpt2", "alpaca")]
+)
+def test_a_tokenizer_of_another_family_is_trained_with_and_answers(
+    family, name, tmp_path
+):
+    (tmp_path / "theirs").mkdir()
+    theirs = put_family(tmp_path / "theirs", family)
+    config = tiny(
+        tmp_path,
+        f"tokenizer.path={theirs}",
+        "model.context_length=256",
+        "pretrain.batch_tokens=256",
+        "train.batch_tokens=256",
+    )
+    result = run(config)
+    model, tokenizer = load_model(config.run_dir)
+    # It is in the run's own folder, template included.
+    shutil.rmtree(theirs)
+    assert tokenizer.chat_format.name == name
+    assert tokenizer.control_tokens == result.chat.tokenizer.control_tokens
+    generator = Generator(model, tokenizer, jit_compile=False)
+    assert generator.template.end_id == tokenizer.control_id(
+        "<|im_end|>" if name == "chatml" else "<|endoftext|>"
+    )
+    (reply,) = generator.reply([CHATS[0][:1]], max_new_tokens=4)
+    assert not any(token in reply for token in tokenizer.control_tokens)
+    (text,) = generator.complete(["How"], max_new_tokens=4)
+    assert isinstance(text, str)
