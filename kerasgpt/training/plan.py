@@ -256,7 +256,9 @@ def plan_run(
                 f"known once the data are read; told for {name}.steps="
                 f"{plan.train.steps:,}."
             )
-    is_own = not getattr(config, "init", "") and config.data.path
+    # Of a distillation there are neither: its data are the teacher's.
+    path = getattr(getattr(config, "data", None), "path", "")
+    is_own = not getattr(config, "init", "") and path
     if is_own and not config.model.context_length:
         lines.append(
             f"estimated for a context of {DEFAULT_CONTEXT}; your conversations "
