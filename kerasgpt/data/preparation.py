@@ -125,7 +125,7 @@ def prepare_files(
     read again; after an interruption the same call goes on with the input it
     was at. The result depends on nothing but inputs and settings.
 
-    Memory is that of some batches of rows, and below 1 KB a document.
+    Memory is that of some batches of rows, and about 1.3 KB a document.
 
     Args:
         paths: list of str: files, folders, globs, "tfds:NAME".
