@@ -160,6 +160,10 @@ def run(config, corpus=None, *, tell=print):
     model_config = (
         known[0].config if known else _model_config(config, corpus, tokenizer)
     )
+    row_length = model_config.context_length
+    if known:
+        # Contexts of others are longer than a small machine can train.
+        row_length = min(row_length, LONGEST_CONTEXT)
     shards, _ = load_shards(
         folder / "data", tokenizer_fingerprint=tokenizer.fingerprint()
     )
@@ -168,7 +172,7 @@ def run(config, corpus=None, *, tell=print):
             shard.token_ids,
             shard.loss_mask,
             shard.offsets,
-            row_length=model_config.context_length,
+            row_length=row_length,
         )
         for name, shard in shards.items()
     }
@@ -179,7 +183,7 @@ def run(config, corpus=None, *, tell=print):
         f"base: {model_config.num_parameters:,} parameters, "
         f"{shards['train'].num_documents:,} documents, "
         f"{shards['train'].num_tokens:,} tokens in {len(rows['train']):,} "
-        f"rows of {model_config.context_length} "
+        f"rows of {row_length} "
         f"({rows['train'].used_fraction:.1%} used)."
     )
     build_generator = functools.cache(lambda model: Generator(model, tokenizer))

@@ -10,7 +10,7 @@ import random
 import keras
 
 from kerasgpt.checkpoints.exchange import load_pretrained
-from kerasgpt.config import Config, setting
+from kerasgpt.config import Config, InputError, setting
 from kerasgpt.data.packing import pack
 from kerasgpt.data.prepare import (
     Corpus,
@@ -60,6 +60,13 @@ class SFTConfig(Config):
         "",
         "run, model or transformers folder, or keras_hub:PRESET, to start "
         "from; empty = pretrain one",
+    )
+    row_length: int | None = setting(
+        None,
+        "longest conversation that is trained; none = the model's context, "
+        f"of init at most {pretrain.LONGEST_CONTEXT:,}",
+        unit="tokens",
+        minimum=8,
     )
     overwrite: bool = setting(False, "delete another run's run_dir first")
     seed: int = setting(0, "of weights and of the order of the data", minimum=0)
@@ -182,7 +189,15 @@ def run(config, corpus, *, tell=print):
     if not config.init:
         base = pretrain.run(config.base, corpus, tell=tell)
     tokenizer = base.tokenizer
-    context_length = base.model.config.context_length
+    context_length = config.row_length or base.model.config.context_length
+    if config.init and not config.row_length:
+        # Contexts of others are longer than a small machine can train.
+        context_length = min(context_length, pretrain.LONGEST_CONTEXT)
+    if context_length > base.model.config.context_length:
+        raise InputError(
+            f"row_length={context_length}: is more than the model's context "
+            f"of {base.model.config.context_length}."
+        )
     corpus = fit_chats(
         corpus,
         tokenizer,

@@ -285,6 +285,16 @@ def test_adapters_are_trained_beside_the_base(finished, tmp_path, trained):
     assert any("trains 128 parameters beside" in line for line in lines)
 
 
+def test_rows_may_be_shorter_than_the_context(finished, tmp_path, trained):
+    _, result, _ = finished
+    config = start_from(result.base.folder, tmp_path)
+    run(config.override(["row_length=48"]))
+    (call,) = trained["chat"]
+    assert call["rows"]["train"].row_length == 48
+    with pytest.raises(InputError, match="row_length=65: is more than"):
+        run(config.override(["row_length=65", "overwrite=true"]))
+
+
 def test_a_folder_of_transformers_needs_a_tokenizer(tmp_path):
     config = start_from(GOLDENS / "huggingface" / "gpt2", tmp_path)
     with pytest.raises(InputError, match="brings no tokenizer"):
