@@ -98,8 +98,16 @@ class Backend(abc.ABC):
         max_new_tokens: int. The most that one request may ask for.
         vocabulary_size: int.
         control_ids: dict from the text of a control token, such as
-            "<|end_of_turn|>", to its id.
+            "<|end_of_turn|>", to its id; of a stock server those of our own
+            tokenizers, or none.
+        landmarks: dict of int, see `ChatTemplate.landmarks`.
     """
+
+    def stop_id(self, token_ids):
+        """Returns the id that ends an answer, as `ChatTemplate.stop_ids`."""
+        chat_id = self.landmarks["chat_id"]
+        is_chat = chat_id < 0 or chat_id in token_ids
+        return self.landmarks["end_id" if is_chat else "document_end_id"]
 
     @abc.abstractmethod
     async def encode(self, texts):

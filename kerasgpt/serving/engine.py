@@ -317,6 +317,7 @@ class Engine(Backend):
         self.max_new_tokens = max_new_tokens
         self.vocabulary_size = config.vocabulary_size
         self.control_ids = dict(self.template.control_ids)
+        self.landmarks = self.template.landmarks
         never_generated = tuple(self.control_ids.values())
         self.row_counts = row_counts
         self.max_waiting = max_waiting

@@ -118,9 +118,10 @@ def openai_routes(
     completions an empty `suffix` and `best_of` equal to `n`. Unknown fields
     are refused.
 
-    A text prompt follows `<|document|>`, which counts as a token of it; ids
-    are taken as they are. An answer ends at `<|end_of_document|>`, or, if the
-    prompt holds `<|assistant|>`, at `<|end_of_turn|>`; with `logprobs` a
+    A text prompt follows what begins a document, `<|document|>` in our own
+    template, which counts as a token of it; ids are taken as they are. An
+    answer ends at `<|end_of_document|>`, or, if the prompt holds
+    `<|assistant|>`, at `<|end_of_turn|>`; with `logprobs` a
     completion tells that token, too, so that `echo` with `max_tokens` 1 adds
     exactly one entry to the prompt's. A token is named by its text, or, if
     another token has the same text or it is a part of a character,
@@ -458,7 +459,7 @@ class _Service:
             given = [given]
         if isinstance(given[0], str):
             _require_encodable(backend, "prompt", given)
-            first = backend.control_ids["<|document|>"]
+            first = backend.landmarks["document_id"]
             rows = [[first, *row] for row in await backend.encode(given)]
             echoes = given
         else:
@@ -555,7 +556,7 @@ class _Service:
         backend = self._find_backend(fields["model"])
         (token_ids,) = await backend.encode([fields["prompt"]])
         if fields["add_special_tokens"]:
-            token_ids = [backend.control_ids["<|document|>"], *token_ids]
+            token_ids = [backend.landmarks["document_id"], *token_ids]
         return JSONResponse(
             {
                 "tokens": token_ids,
@@ -573,13 +574,16 @@ class _Service:
     async def tokenizer_info(self, request):
         backend = self._find_backend(request.query_params.get("model"))
         told = {"model_max_length": backend.context_length}
-        for name, token in (
-            ("bos", "<|document|>"),
-            ("eos", "<|end_of_document|>"),
-            ("pad", "<|pad|>"),
+        names = {i: name for name, i in backend.control_ids.items()}
+        for name, token_id in (
+            ("bos", backend.landmarks["document_id"]),
+            ("eos", backend.landmarks["document_end_id"]),
+            ("pad", backend.control_ids.get("<|pad|>")),
         ):
-            told[f"{name}_token"] = token
-            told[f"{name}_token_id"] = backend.control_ids[token]
+            if token_id is not None:
+                told[f"{name}_token_id"] = token_id
+            if token_id in names:
+                told[f"{name}_token"] = names[token_id]
         return JSONResponse(told)
 
 
@@ -660,12 +664,10 @@ def _num_new_tokens(backend, prompts, fields, *, default):
 
 def _generation(backend, prompt, fields, num_new_tokens, seed, deadline_s):
     """Returns the GenerationRequest of an answer."""
-    is_chat = backend.control_ids["<|assistant|>"] in prompt.token_ids
-    stop = "<|end_of_turn|>" if is_chat else "<|end_of_document|>"
     return GenerationRequest(
         token_ids=prompt.token_ids,
         max_new_tokens=num_new_tokens,
-        stop_id=backend.control_ids[stop],
+        stop_id=backend.stop_id(prompt.token_ids),
         # A seed is 32 bits wide to the model.
         seed=(seed + 2**31) % 2**32 - 2**31,
         deadline_s=deadline_s,

@@ -31,6 +31,7 @@ _NEUTRAL = {
 _HEAVY = ("generate_ids", "score_ids")
 _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
 _SIZES = ("context_length", "max_new_tokens", "vocabulary_size")
+_LANDMARKS = ("document_id", "document_end_id", "end_id", "chat_id")
 _LEAST_TOP_P = 1e-9
 # More of an error's text than this does not help.
 _TOLD_LETTERS = 500
@@ -208,12 +209,11 @@ class Upstream(Backend):
             self._num_open -= 1
 
     def _require_stop(self, request):
-        is_chat = self.control_ids["<|assistant|>"] in request.token_ids
-        name = "<|end_of_turn|>" if is_chat else "<|end_of_document|>"
-        if request.stop_id != self.control_ids[name]:
+        stop_id = self.stop_id(request.token_ids)
+        if request.stop_id != stop_id:
             raise InputError(
                 f"stop_id={request.stop_id}: {_WHO} ends the answer to such a "
-                f"prompt at {name}."
+                f"prompt at {stop_id}."
             )
 
     async def _pin(self, deadline=None):
@@ -222,16 +222,27 @@ class Upstream(Backend):
         if version is None:
             version = await self._latest_version(deadline)
         if version != self._described_version:
-            keys = [*_SIZES, *CONTROL_TOKENS]
-            values = await self._predict(
-                "describe", {"key": keys}, version, deadline
+            known = await self._describe(
+                [*_SIZES, *_LANDMARKS], version, deadline
             )
-            known = dict(zip(keys, values, strict=True))
+            try:
+                self.control_ids = await self._describe(
+                    [*CONTROL_TOKENS], version, deadline
+                )
+            except InputError:
+                # Those of another tokenizer, which cannot be guessed.
+                self.control_ids = {}
             for name in _SIZES:
                 setattr(self, name, known.pop(name))
-            self.control_ids = known
+            self.landmarks = known
             self._described_version = version
         return version
+
+    async def _describe(self, keys, version, deadline):
+        values = await self._predict(
+            "describe", {"key": keys}, version, deadline
+        )
+        return dict(zip(keys, values, strict=True))
 
     async def _latest_version(self, deadline):
         states = await self._ask(

@@ -242,6 +242,7 @@ class EchoBackend(Backend):
 
     def __init__(self):
         self.tokenizer = ByteTokenizer()
+        self.landmarks = ChatTemplate(self.tokenizer).landmarks
         self.requests = []
 
     async def encode(self, texts):

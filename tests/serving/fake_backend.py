@@ -53,6 +53,12 @@ class FakeBackend(Backend):
         self.control_ids = {
             name: index for index, name in enumerate(CONTROL_TOKENS)
         }
+        self.landmarks = {
+            "document_id": self.control_ids["<|document|>"],
+            "document_end_id": self.control_ids["<|end_of_document|>"],
+            "end_id": self.control_ids["<|end_of_turn|>"],
+            "chat_id": self.control_ids["<|assistant|>"],
+        }
         self.requests = []
         self.num_open = 0
 

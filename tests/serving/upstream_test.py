@@ -79,7 +79,13 @@ class FakeServing:
 
     def describe(self, version, key):
         controls = {name: index for index, name in enumerate(CONTROL_TOKENS)}
-        return [{**SIZES, **controls}[one] for one in key]
+        landmarks = {
+            "document_id": controls["<|document|>"],
+            "document_end_id": controls["<|end_of_document|>"],
+            "end_id": controls["<|end_of_turn|>"],
+            "chat_id": controls["<|assistant|>"],
+        }
+        return [{**SIZES, **landmarks, **controls}[one] for one in key]
 
     def generate_ids(
         self, version, token_ids, length, max_new_tokens, seed, **sampling
@@ -205,6 +211,31 @@ def test_opening_learns_the_sizes_and_control_ids():
     assert set(upstream.control_ids) == set(CONTROL_TOKENS)
 
 
+def test_a_server_of_another_tokenizer_tells_its_landmarks():
+    class Foreign(FakeServing):
+        async def predict(self, path, body):
+            if CONTROL_TOKENS[0] in body["inputs"].get("key", ()):
+                return httpx.Response(400, json={"error": "key must be one"})
+            return await super().predict(path, body)
+
+        def describe(self, version, key):
+            landmarks = {
+                "document_id": 50,
+                "document_end_id": 50,
+                "end_id": 52,
+                "chat_id": 51,
+            }
+            return [{**SIZES, **landmarks}[one] for one in key]
+
+    async def read(upstream):
+        return upstream
+
+    upstream = use(Foreign(), read)
+    assert upstream.control_ids == {}
+    assert upstream.stop_id([1, 51, 2]) == 52
+    assert upstream.stop_id([1, 2]) == 50
+
+
 def test_an_answer_comes_in_calls_that_continue_each_other():
     serving = FakeServing()
     chunks = generate(
@@ -321,7 +352,8 @@ def test_an_answer_stays_with_the_version_it_began_with():
     assert ids(later) == [401 + index for index in range(10)]
     described = [path for path, _ in serving.named("describe")]
     assert described == [
-        f"/v1/models/shop/versions/{version}:predict" for version in (3, 4)
+        f"/v1/models/shop/versions/{version}:predict"
+        for version in (3, 3, 4, 4)
     ]
 
 
