@@ -4,7 +4,8 @@ Command   python experiments/fault_table.py record=experiments/records/faults
 "Lost": the end is not bit-identical to that of the undisturbed run, a
 checkpoint that was told of cannot be used, or something damaged is loaded
 without a word. Each trial has its own seed, counted up from `seed`. With
-`seconds` a call ends early, and the next one with the same `record` goes on.
+`seconds` a call ends early, and the next one with the same `record` goes on;
+the .jsonl files of several records, joined, are one of all.
 """
 
 import collections
@@ -301,9 +302,15 @@ def ask(config):
                 print(f"{kind.name}: {told}", flush=True)
             if row:
                 rows.append(row)
+    late = {name: found["too_late"] for name, found in data.items()}
     lines = [
         *table(header, rows),
         "",
+        *(
+            f"{name}: {count} came when the run had ended, and prove nothing."
+            for name, count in late.items()
+            if count
+        ),
         f"Seeds from {config.seed} on; {facts['cpu']}, commit "
         f"{', '.join(ledger.commits())}, {facts['date']}.",
     ]

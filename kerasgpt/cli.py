@@ -1,8 +1,10 @@
 """Owns the command line: parse, one call."""
 
 import argparse
+import functools
 import importlib
 import os
+import pathlib
 import sys
 
 from kerasgpt.console import guard, quiet_libraries, settings_table
@@ -32,7 +34,7 @@ except (ImportError, ValueError):
     sys.exit(2)
 
 from kerasgpt.checkpoints.exchange import convert, quantize
-from kerasgpt.checkpoints.model_folder import load_model
+from kerasgpt.checkpoints.model_folder import load_model, load_tokenizer
 from kerasgpt.checkpoints.run_state import (
     find_state_folders,
     list_run_states,
@@ -41,8 +43,14 @@ from kerasgpt.checkpoints.run_state import (
     step_of,
 )
 from kerasgpt.config import InputError
+from kerasgpt.data import preparation
+from kerasgpt.data.beam_runner import stage_by_beam
 from kerasgpt.data.formats import is_unicode
+from kerasgpt.data.report import write_data_report
 from kerasgpt.evaluation.classification import class_probabilities
+from kerasgpt.evaluation.mask_filling import MaskFiller
+from kerasgpt.files import read_json
+from kerasgpt.generation.beam import Translator
 from kerasgpt.generation.generate import Generator
 from kerasgpt.serving.chat import RemoteGenerator, chat
 from kerasgpt.serving.client import OpenAIClient
@@ -52,6 +60,7 @@ from kerasgpt.training import tokenizer as tokenizer_stage
 from kerasgpt.training.distribution import build_strategy, is_tensorflow
 from kerasgpt.training.plan import GPU_PEAK_FRACTION, plan_run
 
+PREPARE_DATA = preparation.PreparationConfig()
 TRAIN_TOKENIZER = tokenizer_stage.TrainTokenizerConfig()
 COMPARE_TOKENIZERS = tokenizer_stage.CompareTokenizersConfig()
 
@@ -106,7 +115,15 @@ def run_script(main, config, *, stages, document):
 
 def main():
     """Runs the `kerasgpt` command."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options, more = parser.parse_known_args()
+    # Inputs and settings may stand on both sides of a flag.
+    if more and (
+        "inputs" not in options or any(text[:1] == "-" for text in more)
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        options.inputs += more
 
     def start():
         # Checkpoints are files.
@@ -166,6 +183,32 @@ def _parser():
     command.set_defaults(run=_classify)
 
     command = commands.add_parser(
+        "fill-mask",
+        help="fill in what a text leaves out",
+        epilog='example: kerasgpt fill-mask runs/mlm "It is [MASK]."',
+    )
+    command.add_argument("folder", help="run of experiments/run_mlm.py")
+    command.add_argument("text", help="with [MASK] where something is missing")
+    command.add_argument(
+        "--count", type=int, default=5, help="how many; default %(default)s"
+    )
+    command.add_argument(
+        "--most-tokens",
+        type=int,
+        default=6,
+        help="longest filling of a mask; default %(default)s",
+    )
+    command.set_defaults(run=_fill_mask)
+
+    command = commands.add_parser("translate", help="translate a text")
+    command.add_argument("folder", help="run of experiments/run_translate.py")
+    command.add_argument("text", help="in either language of the model")
+    command.add_argument(
+        "--num-beams", type=int, default=4, help="1 = greedy; default 4"
+    )
+    command.set_defaults(run=_translate)
+
+    command = commands.add_parser(
         "export", help="write a SavedModel for TF Serving"
     )
     command.add_argument("folder", help="run or model folder")
@@ -219,6 +262,8 @@ def _parser():
         "default %(default)s",
     )
     command.set_defaults(run=_checkpoint)
+
+    _add_data(commands.add_parser("data", help="prepare files for training"))
 
     command = commands.add_parser(
         "plan",
@@ -275,12 +320,7 @@ def _add_tokenizer(command):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=f"settings, written key=value:\n{settings_table(config)}",
         )
-        action.add_argument(
-            "inputs",
-            nargs="+",
-            metavar="INPUT | key=value",
-            help="files, folders, globs, tfds:NAME; and settings",
-        )
+        _add_inputs(action)
         if name == "train":
             action.add_argument("--output", required=True, metavar="DIR")
             action.add_argument("--overwrite", action="store_true")
@@ -288,12 +328,7 @@ def _add_tokenizer(command):
 
 
 def _tokenizer(options):
-    inputs, settings = [], []
-    for text in options.inputs:
-        is_setting = "=" in text and not os.path.lexists(text)
-        (settings if is_setting else inputs).append(text)
-    if not inputs:
-        raise InputError("an INPUT is needed: a file, a folder or tfds:NAME.")
+    inputs, settings = _inputs_and_settings(options)
     config = options.config.override(settings)
     if options.action == "compare":
         tokenizer_stage.compare(inputs, config)
@@ -301,6 +336,70 @@ def _tokenizer(options):
         tokenizer_stage.train(
             inputs, options.output, config, overwrite=options.overwrite
         )
+
+
+def _add_data(parser):
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "prepare",
+        help="clean, deduplicate, split and write training data",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: kerasgpt data prepare raw/ --output ready\n"
+        "         python experiments/run_pretrain.py data.path=ready\n\n"
+        f"settings, written key=value:\n{settings_table(PREPARE_DATA)}",
+    )
+    _add_inputs(command)
+    command.add_argument("--output", required=True, metavar="DIR")
+    command.add_argument("--config", metavar="FILE", help="settings as JSON")
+    command.add_argument(
+        "--runner",
+        choices=("local", "beam"),
+        default="local",
+        help="beam: inputs are cleaned by Apache Beam",
+    )
+    command.add_argument(
+        "--beam",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="such as --beam=--runner=FlinkRunner; default DirectRunner",
+    )
+    command.set_defaults(run=_prepare_data)
+
+    command = commands.add_parser(
+        "report", help="write DIR/report/report.html and report.md"
+    )
+    command.add_argument("folder", metavar="DIR")
+    command.add_argument(
+        "--tokenizer", metavar="FOLDER", help="run or model folder: for tokens"
+    )
+    command.add_argument(
+        "--parameters",
+        type=float,
+        default=0,
+        help="of the model, such as 124e6: for epochs",
+    )
+    command.set_defaults(run=_report_data)
+
+
+def _add_inputs(command):
+    command.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT | key=value",
+        help="files, folders, globs, tfds:NAME; and settings",
+    )
+
+
+def _inputs_and_settings(options):
+    """Returns two lists of str: what `_add_inputs` took."""
+    inputs, settings = [], []
+    for text in options.inputs:
+        is_setting = "=" in text and not os.path.lexists(text)
+        (settings if is_setting else inputs).append(text)
+    if not inputs:
+        raise InputError("an INPUT is needed: a file, a folder or tfds:NAME.")
+    return inputs, settings
 
 
 def _add_serving(command):
@@ -419,8 +518,29 @@ def _classify(options):
         print("  ".join(f"{labels[i]} {row[i]:.1%}" for i in shown))
 
 
+def _fill_mask(options):
+    if not is_unicode(options.text):
+        raise InputError("the text is no valid UTF-8.")
+    if min(options.count, options.most_tokens) < 1:
+        raise InputError("--count and --most-tokens must be at least 1.")
+    filler = MaskFiller(*load_model(options.folder, kinds=("encoder",)))
+    for filling in filler.fill(
+        options.text, count=options.count, most_tokens=options.most_tokens
+    ):
+        print(f"{filling.score:8.3f}  {filling.text}")
+
+
+def _translate(options):
+    if not is_unicode(options.text):
+        raise InputError("the text is no valid UTF-8.")
+    translator = Translator(
+        *load_model(options.folder, kinds=("encoder_decoder",))
+    )
+    print(translator.translate([options.text], num_beams=options.num_beams)[0])
+
+
 def _export(options):
-    model, tokenizer = load_model(options.folder)
+    model, tokenizer = load_model(options.folder, kinds=("gpt",))
     path = export_saved_model(
         model,
         tokenizer,
@@ -491,6 +611,36 @@ def _serve(options):
         print("\n".join(lines(config)))
     else:
         server.serve(config)
+
+
+def _prepare_data(options):
+    inputs, settings = _inputs_and_settings(options)
+    config = PREPARE_DATA
+    if options.config:
+        config = config.from_dict(read_json(options.config))
+    config = config.override(settings)
+    stage_all = None
+    if options.runner == "beam":
+        stage_all = functools.partial(stage_by_beam, options=options.beam)
+    preparation.prepare_files(
+        inputs, options.output, config, stage_all=stage_all
+    )
+    print(f"kerasgpt data report {options.output} tells more.")
+
+
+def _report_data(options):
+    tokenizer = None
+    if options.tokenizer:
+        folder = pathlib.Path(options.tokenizer)
+        inner = folder / "tokenizer"
+        tokenizer = load_tokenizer(inner if inner.is_dir() else folder)
+    print(
+        write_data_report(
+            options.folder,
+            tokenizer=tokenizer,
+            num_parameters=int(options.parameters),
+        )
+    )
 
 
 def _plan(options):

@@ -51,8 +51,8 @@ def atomic_folder(path, *, overwrite=False):
     try:
         yield temporary
         for file in temporary.rglob("*"):
-            _flush(file)
-        _flush(temporary)
+            flush_file(file)
+        flush_file(temporary)
         os.chmod(temporary, 0o755)
         if path.exists():
             # A folder cannot be renamed over a full one.
@@ -64,7 +64,7 @@ def atomic_folder(path, *, overwrite=False):
             shutil.rmtree(old)
         else:
             os.rename(temporary, path)
-        _flush(path.parent)
+        flush_file(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error}.") from error
     finally:
@@ -171,9 +171,9 @@ def write_text(path, text):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
-        _flush(temporary)
+        flush_file(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        flush_file(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -212,7 +212,7 @@ def write_manifest(folder, **values):
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != MANIFEST
     }
-    write_json(folder / MANIFEST, _signed({**values, "files": hashes}))
+    write_json(folder / MANIFEST, signed({**values, "files": hashes}))
 
 
 def read_manifest(folder, *, required=()):
@@ -238,7 +238,7 @@ def read_manifest(folder, *, required=()):
     content = {
         name: value for name, value in manifest.items() if name != "sha256"
     }
-    if path.read_bytes() != _json_bytes(_signed(content)):
+    if path.read_bytes() != _json_bytes(signed(content)):
         raise InputError(f"{path}: damaged: its own SHA-256 is not right.")
     for name in required:
         if name not in files:
@@ -265,7 +265,8 @@ def _json_bytes(value):
     return text.encode(errors="replace")
 
 
-def _signed(content):
+def signed(content):
+    """Returns a dict with one entry more: the SHA-256 of all the others."""
     digest = hashlib.sha256(_json_bytes(content)).hexdigest()
     return {**content, "sha256": digest}
 
@@ -276,7 +277,8 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path):
+def flush_file(path):
+    """Returns when a file or folder is on the disk, not only on its way."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

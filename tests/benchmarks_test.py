@@ -12,6 +12,7 @@ from experiments.benchmarks import (
     contest,
     load,
     report,
+    run_all,
     serving,
     serving_soak,
     train_step,
@@ -154,6 +155,35 @@ def test_a_script_prints_its_table_and_writes_its_record(tmp_path):
     assert record["settings"]["sizes"] == "0.8M"
     lines = (tmp_path / "train_step.md").read_text().splitlines()
     assert any(line.startswith("| 0.8M | kerasgpt") for line in lines)
+
+
+SCRIPTS = {
+    "good": """
+import json, pathlib, sys
+record = sys.argv[-1].removeprefix("record=")
+figure = {"name": "speed", "goal": "", "seen": "9", "is_met": True}
+pathlib.Path(record, "good.json").write_text(json.dumps({"figures": [figure]}))
+""",
+    "failing": "import sys; sys.exit('data.path: no such file')",
+    "silent": "",
+    "slow": "import time; time.sleep(60)",
+}
+
+
+def test_scripts_that_fail_are_told_and_the_others_go_on(tmp_path, monkeypatch):
+    for name, program in SCRIPTS.items():
+        (tmp_path / f"{name}.py").write_text(program)
+    monkeypatch.setattr(run_all, "FOLDER", tmp_path)
+    config = run_all.RunAllConfig(
+        scripts="failing,silent,slow,good",
+        record=str(tmp_path),
+        script_minutes=0.02,
+    )
+    failing, silent, slow, good = run_all.ask(config).figures
+    assert failing.seen == "not measured: data.path: no such file"
+    assert silent.seen.startswith("not measured: told no figures: ")
+    assert "script_minutes=0.02" in slow.seen
+    assert (good.name, good.seen, good.is_met) == ("speed", "9", True)
 
 
 def _body(prompt):

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import runpy
 import signal
 import subprocess
@@ -14,12 +15,23 @@ from kerasgpt import cli
 from kerasgpt.checkpoints import RunState, save_model, save_run_state
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.console import Interrupted
-from kerasgpt.models import ClassifierConfig, GPTCausalLM, TextClassifier
+from kerasgpt.models import (
+    ClassifierConfig,
+    GPTCausalLM,
+    MaskedLM,
+    Seq2SeqLM,
+    TextClassifier,
+)
+from kerasgpt.models.encoder import MARKS
 from kerasgpt.serving import server
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import sft
 from kerasgpt.training.optimizers import build_optimizer
-from tests.descriptors import tiny_config
+from tests.descriptors import (
+    tiny_config,
+    tiny_encoder,
+    tiny_encoder_decoder,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "experiments"
@@ -90,7 +102,10 @@ def tree(folder):
         ("train.steps=many", ("train.steps must be int", "'many'")),
         ("train.steps=1.5", ("train.steps must be int",)),
         ("train.learning_rate=nan", ("float or none",)),
-        ("tokenizer.kind=morse", ("one of sentence_piece, byte", "'morse'")),
+        (
+            "tokenizer.kind=morse",
+            ("one of sentence_piece, unigram, byte_pair, byte", "'morse'"),
+        ),
         ("overwrite=maybe", ("overwrite must be bool",)),
         ("model=4", ("model is a section", "model.depth=")),
         ("seed.more=4", ("seed is a single value",)),
@@ -570,6 +585,43 @@ def test_no_checkpoint_and_none_to_keep_are_refused(call, states, tmp_path):
     assert_refused(result, "--keep must be at least 1")
 
 
+def test_data_are_prepared_and_reported(call, tmp_path):
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text(
+        "".join(json.dumps({"text": f"Text {n}."}) + "\n" for n in range(9))
+    )
+    settings = tmp_path / "settings.json"
+    settings.write_text('{"split": {"validation_fraction": 0.0}}')
+    prepare = ("data", "prepare", raw, "--output", "ready", "num_workers=1")
+    status, out, err = call("kerasgpt", *prepare, "--config", settings)
+    assert (status, err) == (0, "")
+    assert "9 documents for train" in out
+    status, out, _ = call("kerasgpt", "data", "report", "ready")
+    assert status == 0
+    assert pathlib.Path(out.strip()).is_file()
+    # Other settings than the file's.
+    assert_refused(
+        call("kerasgpt", *prepare), "prepared with other settings", "overwrite"
+    )
+
+
+def test_data_that_cannot_be_prepared_are_refused(call, tmp_path):
+    prepare = ("data", "prepare", "--output", "ready")
+    assert_refused(call("kerasgpt", *prepare), "INPUT")
+    assert_refused(call("kerasgpt", *prepare, "num_workers=1"), "an INPUT is")
+    assert_refused(
+        call("kerasgpt", *prepare, tmp_path / "no.txt"), "no such file"
+    )
+    assert_refused(
+        call("kerasgpt", *prepare, tmp_path, "cleaning.html=true"),
+        "there is no setting cleaning.html",
+    )
+    assert_refused(call("kerasgpt", "data", "report", tmp_path), "no prepared")
+    status, out, _ = call("kerasgpt", "data", "prepare", "--help")
+    assert status == 0
+    assert "cleaning.quality.min_words" in out
+
+
 def test_plan_tells_what_would_not_fit_and_what_would(call):
     status, out, err = call("kerasgpt", "plan", "model.depth=300")
     assert (status, err) == (0, "")
@@ -660,23 +712,6 @@ def test_help_explains_the_command(call, command):
     assert "usage: kerasgpt" in out
 
 
-def test_a_folder_of_transformers_is_converted(call, elsewhere):
-    source = ROOT / "tests" / "goldens" / "huggingface" / "gpt2"
-    status, out, _ = call("kerasgpt", "convert", source, "ours")
-    assert status == 0 and out.startswith("ours: ")
-    status, _, err = call("kerasgpt", "convert", source, "ours")
-    assert status == 2 and "without --overwrite" in err
-    status, _, _ = call("kerasgpt", "convert", "ours", "theirs")
-    assert status == 0
-    files = {path.name for path in (elsewhere / "theirs").iterdir()}
-    assert files == {"config.json", "model.safetensors"}
-    status, out, _ = call("kerasgpt", "quantize", "ours", "small")
-    assert status == 0 and out.startswith("small: ")
-    status, _, err = call("kerasgpt", "generate", "ours", "text")
-    assert status == 2 and "holds no tokenizer" in err
-    assert "Traceback" not in err
-
-
 @pytest.fixture
 def classifier_folder(tmp_path):
     tokenizer = ByteTokenizer()
@@ -723,3 +758,97 @@ def test_classify_refuses_what_it_cannot_show(call, classifier_folder):
     arguments = ("kerasgpt", "classify", classifier_folder, "hi")
     status, _, err = call(*arguments, "--top", 0)
     assert status == 2 and "--top must be at least 1" in err
+
+
+def test_a_folder_of_transformers_is_converted(call, elsewhere):
+    source = ROOT / "tests" / "goldens" / "huggingface" / "gpt2"
+    status, out, _ = call("kerasgpt", "convert", source, "ours")
+    assert status == 0 and out.startswith("ours: ")
+    status, _, err = call("kerasgpt", "convert", source, "ours")
+    assert status == 2 and "without --overwrite" in err
+    status, _, _ = call("kerasgpt", "convert", "ours", "theirs")
+    assert status == 0
+    files = {path.name for path in (elsewhere / "theirs").iterdir()}
+    assert files == {"config.json", "model.safetensors"}
+    status, out, _ = call("kerasgpt", "quantize", "ours", "small")
+    assert status == 0 and out.startswith("small: ")
+    status, _, err = call("kerasgpt", "generate", "ours", "text")
+    assert status == 2 and "holds no tokenizer" in err
+    assert "Traceback" not in err
+
+
+def test_a_tokenizer_is_trained_and_compared(call, tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be\n" * 9)
+    (tmp_path / "b.txt").write_text("你好，世界\n" * 9)
+    # Inputs and settings stand on both sides of a flag.
+    status, told, _ = call(
+        *("kerasgpt", "tokenizer", "train", tmp_path / "a.txt"),
+        *("vocabulary_size=280", "--output", tmp_path / "out"),
+        *("kind=byte_pair", tmp_path / "b.txt"),
+    )
+    assert status == 0
+    assert "2 texts" in told
+    assert "280 ids" in told
+    status, told, _ = call(
+        *("kerasgpt", "tokenizer", "compare", tmp_path / "a.txt", "kinds=byte"),
+        f"folders={tmp_path / 'out'}",
+    )
+    assert status == 0
+    assert "| byte 265 |" in told
+    assert f"| {tmp_path / 'out'} 280 |" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "kind=byte", "--output", "out"), "an INPUT is needed"),
+        (("train", "no.txt", "--output", "out"), "no.txt: no such file"),
+        (("train", "no.txt", "--output", "out", "-z"), "unrecognized"),
+        (("train", "no.txt"), "--output"),
+        (("compare", "no.txt", "kind=byte"), "there is no setting kind"),
+    ],
+)
+def test_a_tokenizer_command_that_cannot_be_is_refused(call, arguments, words):
+    assert_refused(call("kerasgpt", "tokenizer", *arguments), words)
+
+
+def test_extra_words_of_other_commands_are_refused(call):
+    assert_refused(call("kerasgpt", "plan", "a=1", "--zz"), "unrecognized")
+
+
+def test_a_masked_lm_fills_gaps_and_nothing_else(call, tmp_path):
+    model = MaskedLM(
+        tiny_encoder(vocabulary_size=265 + len(MARKS), context_length=32)
+    )
+    model.build()
+    save_model(tmp_path / "model", model, ByteTokenizer())
+    status, out, _ = call(
+        "kerasgpt", "fill-mask", tmp_path, "a [MASK] 灯", "--count", 3
+    )
+    assert status == 0
+    # A filling may be a control character, a line break for example.
+    assert len(re.findall(r" *-\d+\.\d{3}  a .+? 灯\n", out, re.DOTALL)) == 3
+    assert_refused(
+        call("kerasgpt", "fill-mask", tmp_path, "no gap"), "holds no [MASK]"
+    )
+    assert_refused(
+        call("kerasgpt", "generate", tmp_path, "a"), "kind 'encoder'"
+    )
+    assert_refused(
+        call("kerasgpt", "fill-mask", tmp_path, "[MASK]", "--count", 0),
+        "--count and --most-tokens must be at least 1",
+    )
+
+
+def test_an_encoder_decoder_translates(call, tmp_path):
+    model = Seq2SeqLM(
+        tiny_encoder_decoder(vocabulary_size=265, context_length=16)
+    )
+    model.build()
+    save_model(tmp_path / "model", model, ByteTokenizer())
+    status, _, err = call("kerasgpt", "translate", tmp_path, "a 灯")
+    assert (status, err) == (0, "")
+    assert_refused(
+        call("kerasgpt", "translate", tmp_path, "too long" * 9),
+        "the model reads 16",
+    )

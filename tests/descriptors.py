@@ -8,17 +8,30 @@ import functools
 import numpy as np
 
 from kerasgpt.layers import (
+    CrossDecoderBlock,
     DecoderBlock,
+    EncoderBlock,
     FeedForward,
     MultiHeadAttention,
+    RecurrentLayer,
     RotaryEmbedding,
 )
 from kerasgpt.layers.projection import Projection
+from kerasgpt.layers.recurrent import RecurrentCell
 from kerasgpt.models import (
     ClassifierConfig,
+    EncoderBackbone,
+    EncoderConfig,
+    EncoderDecoderBackbone,
+    EncoderDecoderConfig,
     GPTBackbone,
     GPTCausalLM,
     GPTConfig,
+    MaskedLM,
+    RecurrentBackbone,
+    RecurrentCausalLM,
+    RecurrentConfig,
+    Seq2SeqLM,
     TextClassifier,
 )
 from kerasgpt.tokenizers import (
@@ -52,6 +65,44 @@ def tiny_config(**changes):
 
 
 LINES = ["to be, or not to be, that is the question", "你好，世界", "a 1 2 3"]
+
+
+def tiny_recurrent(kind="gru", **changes):
+    """Returns the smallest `RecurrentConfig`, with some fields changed."""
+    fields = {
+        "vocabulary_size": TINY["vocabulary_size"],
+        "context_length": TINY["context_length"],
+        "model_dim": WIDTH,
+    }
+    return RecurrentConfig(kind=kind, **{**fields, **changes})
+
+
+def tiny_encoder(**changes):
+    """Returns the smallest `EncoderConfig`, with some fields changed."""
+    fields = {
+        "vocabulary_size": TINY["vocabulary_size"],
+        "context_length": LENGTH,
+        "num_layers": 2,
+        "num_heads": 2,
+        "head_dim": 4,
+        "model_dim": WIDTH,
+        "inner_dim": 16,
+    }
+    return EncoderConfig(**{**fields, **changes})
+
+
+def tiny_encoder_decoder(**changes):
+    """Returns the smallest `EncoderDecoderConfig`, with changed fields."""
+    fields = {
+        "vocabulary_size": TINY["vocabulary_size"],
+        "context_length": LENGTH,
+        "num_layers": 2,
+        "num_heads": 2,
+        "head_dim": 4,
+        "model_dim": WIDTH,
+        "inner_dim": 16,
+    }
+    return EncoderDecoderConfig(**{**fields, **changes})
 
 
 @functools.cache
@@ -115,6 +166,26 @@ def _tokens():
     return inputs, {}
 
 
+def _cross_inputs():
+    first, further = _block_inputs()
+    source = {
+        "source": _hidden_states(BATCH, 3, WIDTH),
+        "source_mask": np.ones((BATCH, LENGTH, 3), bool),
+    }
+    return first, {**further, **source}
+
+
+def _pairs():
+    inputs, _ = _tokens()
+    source = {f"source_{name}": inputs[name] for name in ("positions",)}
+    return {
+        **inputs,
+        **source,
+        "source_ids": inputs["token_ids"][:, ::-1].copy(),
+        "source_segment_ids": inputs["segment_ids"],
+    }, {}
+
+
 ATTENTION = {"head_dim": 4, "num_kv_heads": 1, "rotary_base": 100.0}
 LAYERS = (
     Subject(RotaryEmbedding, lambda: RotaryEmbedding(100.0), _heads),
@@ -138,8 +209,37 @@ LAYERS = (
         lambda: DecoderBlock(num_heads=2, inner_dim=16, **ATTENTION),
         _block_inputs,
     ),
+    Subject(
+        EncoderBlock,
+        lambda: EncoderBlock(num_heads=2, inner_dim=16, **ATTENTION),
+        _block_inputs,
+    ),
+    Subject(
+        CrossDecoderBlock,
+        lambda: CrossDecoderBlock(num_heads=2, inner_dim=16, **ATTENTION),
+        _cross_inputs,
+    ),
+    Subject(
+        RecurrentLayer,
+        lambda: RecurrentLayer("gru", 6),
+        lambda: (
+            _hidden_states(BATCH, LENGTH, WIDTH),
+            {"kept": np.ones((BATCH, LENGTH, 2), "float32")},
+        ),
+    ),
 )
-BACKBONES = (Subject(GPTBackbone, lambda: GPTBackbone(tiny_config()), _tokens),)
+BACKBONES = (
+    Subject(GPTBackbone, lambda: GPTBackbone(tiny_config()), _tokens),
+    Subject(EncoderBackbone, lambda: EncoderBackbone(tiny_encoder()), _tokens),
+    Subject(
+        EncoderDecoderBackbone,
+        lambda: EncoderDecoderBackbone(tiny_encoder_decoder()),
+        _pairs,
+    ),
+    Subject(
+        RecurrentBackbone, lambda: RecurrentBackbone(tiny_recurrent()), _tokens
+    ),
+)
 TASKS = (
     Subject(
         GPTCausalLM, lambda: GPTCausalLM(tiny_config()), _tokens, TrainStep
@@ -153,6 +253,19 @@ TASKS = (
         _tokens,
         TrainStep,
     ),
+    Subject(MaskedLM, lambda: MaskedLM(tiny_encoder()), _tokens, TrainStep),
+    Subject(
+        Seq2SeqLM,
+        lambda: Seq2SeqLM(tiny_encoder_decoder()),
+        _pairs,
+        TrainStep,
+    ),
+    Subject(
+        RecurrentCausalLM,
+        lambda: RecurrentCausalLM(tiny_recurrent()),
+        _tokens,
+        TrainStep,
+    ),
 )
 TOKENIZERS = (
     Subject(ByteTokenizer, ByteTokenizer),
@@ -163,4 +276,4 @@ TOKENIZERS = (
 # Those that need not give a text back.
 PIECE_TOKENIZERS = (Subject(WordPieceTokenizer, tiny_word_piece),)
 # Public Keras classes that are part of another one listed above.
-NOT_ALONE = ()
+NOT_ALONE = (RecurrentCell,)

@@ -9,7 +9,9 @@ import textwrap
 
 import pytest
 
+from kerasgpt.data.preparation import PreparationConfig
 from kerasgpt.training.distribution import read_cluster
+from kerasgpt.training.sft import SFTConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -84,6 +86,18 @@ def test_the_tables_of_scaling_are_those_that_the_script_prints(capsys):
     assert printed.strip() == block("scaling.md", "scaling table").strip()
 
 
+def test_settings_of_data_are_those_there_are():
+    known = [key for key, *_ in PreparationConfig().describe()]
+    named = re.findall(
+        r"`((?:source|cleaning|near|remove_near_duplicates|contamination|split|"
+        r"mixture|augmentation)\b[a-z_.]*)",
+        (DOCS / "data.md").read_text(encoding="utf-8"),
+    )
+    assert len(named) > 10
+    for name in named:
+        assert any(key == name or key.startswith(name) for key in known), name
+
+
 def test_documents_name_files_that_exist():
     for document in DOCS.glob("*.md"):
         text = document.read_text(encoding="utf-8")
@@ -91,3 +105,12 @@ def test_documents_name_files_that_exist():
             r"(?:kerasgpt|experiments|tests|docs)/\S+\.\w+", text
         ):
             assert (ROOT / name).is_file(), f"{document.name}: {name}"
+
+
+def test_the_settings_that_are_told_are_there():
+    known = {key for key, *_ in SFTConfig().describe()}
+    text = (DOCS / "training_settings.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if "|" in line][2:]
+    assert len(rows) > 20
+    for _, _, ours, *_ in rows:
+        assert set(re.findall(r"`([\w.]+)`", ours)) <= known, ours

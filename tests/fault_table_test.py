@@ -10,7 +10,7 @@ import pytest
 from experiments import fault_table
 from experiments.fault_table import FAULTS, Fault
 from experiments.faults import damage, hostile, stops, trial
-from experiments.faults.trial import Outcome, Truth
+from experiments.faults.trial import ENDED, Outcome, Truth
 from kerasgpt.checkpoints import list_run_states
 from kerasgpt.config import InputError
 from kerasgpt.files import write_manifest
@@ -49,7 +49,7 @@ def test_hostile_files_are_refused(seed, truth, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [20, 31])
+@pytest.mark.parametrize("seed", [20, 22, 31])
 @pytest.mark.parametrize(
     "fault",
     [fault for fault in FAULTS if fault.needs_processes],
@@ -128,7 +128,7 @@ def test_the_table_tells_trials_and_losses(monkeypatch, truth, capsys):
     monkeypatch.setattr(
         fault_table,
         "try_fault",
-        lambda *_, **__: [Outcome(0, "one", "loaded"), Outcome(1, "two")],
+        lambda *_, **__: [Outcome(0, "one", "loaded"), Outcome(1, ENDED)],
     )
     answer = fault_table.ask(fault_table.CONFIG)
     cells = [cell.strip() for cell in answer.lines[2].split("|")[1:-1]]
@@ -141,6 +141,10 @@ def test_the_table_tells_trials_and_losses(monkeypatch, truth, capsys):
         "1",
     ]
     assert [figure.is_met for figure in answer.figures] == [False]
+    assert (
+        "hostile file: 1 came when the run had ended, and prove nothing."
+        in answer.lines
+    )
     assert answer.data["faults"]["hostile file"]["reasons"] == {"loaded": 1}
     capsys.readouterr()
     with pytest.raises(InputError, match="a fault was not survived"):

@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kerasgpt.serving.scan import check_ops
+
 # XLA may add in another order than the plain graph does.
 TOLERANCE = 1e-5
 
@@ -292,6 +294,8 @@ def ids_are_equal_everywhere(subject):
     )
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(module, folder)
+        # A stock server has core and TF Text ops only.
+        check_ops(folder)
         loaded = tf.saved_model.load(folder)
         ids = loaded.encode(strings)
         assert ids.to_list() == expected

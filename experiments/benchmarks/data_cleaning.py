@@ -3,7 +3,9 @@ Command   python experiments/benchmarks/data_cleaning.py \\
               en=c4_demo.jsonl zh=alpaca_zh_demo.json
 
 Every edit and rule of `kerasgpt.data.cleaning` and an exact hash of the
-result, on `threads` processes; then each step alone, in one.
+result, on `threads` processes; each step alone, in one; then `kerasgpt data
+prepare` from file to shards, of documents made of random lines of the same
+texts, with the memory it takes at two sizes.
 """
 
 import dataclasses
@@ -11,12 +13,18 @@ import functools
 import hashlib
 import multiprocessing
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from experiments.benchmarks.contest import ContestConfig
+from experiments.benchmarks.contest import (
+    Contest,
+    ContestConfig,
+    ours,
+)
 from experiments.benchmarks.report import (
     Answer,
     Figure,
@@ -29,8 +37,11 @@ from kerasgpt.config import InputError, setting
 from kerasgpt.data import languages, privacy, quality, shop
 from kerasgpt.data.cleaning import TEXT_EDITS, CleaningConfig, clean
 from kerasgpt.data.sources import Document, stream_documents
+from kerasgpt.files import write_text
 
 GOAL = 5.0
+# What a document costs, 16 bytes and a place in some arrays, is no text.
+FLAT_MB = 150
 CLEANING = CleaningConfig()
 # Characters of a page; the shop's documents are a sentence each.
 PAGE_CHARACTERS = {"en": 2500, "zh": 900}
@@ -47,10 +58,13 @@ class CleaningBenchmarkConfig(ContestConfig):
         "of text a round and language, repeated if there is less",
         unit="MB",
     )
+    sizes: str = setting(
+        "100,1000", "MB that are prepared, for the memory; empty = none"
+    )
 
 
 CONFIG = CleaningBenchmarkConfig()
-QUICK = ["repeats=2", "megabytes=0.5"]
+QUICK = ["repeats=2", "megabytes=0.5", "sizes=2,8"]
 
 
 def texts(language, path, megabytes):
@@ -129,6 +143,71 @@ def steps(language):
     }
 
 
+def prepared(config, documents):
+    """Returns (lines, figures, data) of whole runs, file to shards."""
+    sizes = [float(size) for size in config.sizes.split(",") if size]
+    answers = {}
+    with tempfile.TemporaryDirectory() as folder:
+        lines = pathlib.Path(folder) / "lines.txt"
+        texts = [text for found in documents.values() for text in found]
+        kept = {line for text in texts for line in text.split("\n")}
+        write_text(lines, "\n".join(sorted(filter(str.strip, kept))))
+        for near in (False, True):
+            # What a signature costs is the same at any size.
+            for size in sizes[:1] if near else sizes:
+                task = {
+                    "megabytes": size,
+                    "threads": config.threads,
+                    "near": near,
+                    "lines": str(lines),
+                    "folder": tempfile.mkdtemp(dir=folder),
+                }
+                name = f"{size:g} MB, {'near' if near else 'exact'} copies"
+                contestant = ours(name, "preparation_worker.py", task)
+                with Contest(
+                    [contestant],
+                    dataclasses.replace(config, contestants=""),
+                    with_yardsticks=False,
+                ) as contest:
+                    contest.play({"run": 1}, rounds=1)
+                outcome = contest[name]
+                if outcome.missing:
+                    raise InputError(f"{name}: {outcome.missing}")
+                answers[name] = outcome.answers[0]
+                shutil.rmtree(task["folder"])
+    rows = [
+        [
+            name,
+            f"{answer['num_documents']:,}",
+            f"{answer['megabytes'] / answer['seconds'][0]:.1f}",
+            f"{answer['parent_bytes'] / 1e6:,.0f}",
+            f"{answer['child_bytes'] / 1e6:,.0f}",
+        ]
+        for name, answer in answers.items()
+    ]
+    figures = []
+    exact = [answer for name, answer in answers.items() if "exact" in name]
+    if len(exact) > 1:
+        speed = exact[-1]["megabytes"] / exact[-1]["seconds"][0]
+        growth = exact[-1]["parent_bytes"] - exact[0]["parent_bytes"]
+        figures = [
+            Figure(
+                f"file to shards, exact copies dropped, {sizes[-1]:g} MB",
+                f"≥ {GOAL:g} MB/s",
+                f"{speed:.1f} MB/s",
+                speed >= GOAL,
+            ),
+            Figure(
+                f"memory that {sizes[-1]:g} MB take beyond {sizes[0]:g} MB",
+                f"≤ {FLAT_MB:g} MB",
+                f"{growth / 1e6:.0f} MB",
+                growth <= FLAT_MB * 1e6,
+            ),
+        ]
+    header = ["prepared", "documents", "MB/s", "parent MB", "child MB"]
+    return table(header, rows) if rows else [], figures, answers
+
+
 def ask(config):
     documents = {
         language: texts(language, getattr(config, language), config.megabytes)
@@ -171,12 +250,16 @@ def ask(config):
         for name, spreads in alone.items()
     ]
     lines = table(["one process, MB/s", "en", "zh"], rows)
+    more_lines, more_figures, answers = prepared(config, documents)
+    lines += ["", *more_lines]
+    figures += more_figures
     lines += ["", *(f"{figure.name}: {figure.seen}" for figure in figures)]
     facts = machine_facts()
     lines += ["", f"{facts['cpu']}, commit {facts['commit']}, {facts['date']}."]
     data = {
         "machine": facts,
         "megabytes_per_second": speeds,
+        "prepared": answers,
         "steps": {
             name: {key: dataclasses.asdict(value) for key, value in row.items()}
             for name, row in alone.items()

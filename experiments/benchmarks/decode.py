@@ -1,6 +1,7 @@
-"""Question  How fast are new tokens written, against Hugging Face and KerasHub?
+"""Question  How fast are new tokens written, and by whom?
 Command   python experiments/benchmarks/decode.py
 
+Against Hugging Face, KerasHub and CTranslate2.
 One GPT-2 without biases, the same weights and prompts, always the likeliest
 token. Equal ids are shown first; time is a whole call, the prompt too. The
 bound is the time that reading every weight once takes.
@@ -14,6 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from experiments.benchmarks.contest import (
     Contest,
+    Contestant,
     ContestConfig,
     ours,
     peer,
@@ -44,6 +46,14 @@ SIZES = {
 }
 OURS, PEER = "kerasgpt", "transformers"
 PLAIN_HUB, XLA_HUB = "keras-hub", "keras-hub, XLA"
+# By the numbers that weights are kept in; 8-bit ones may write other tokens.
+CTRANSLATE2 = {
+    "ctranslate2": "float32",
+    "ctranslate2, int8": "int8",
+}
+NO_LLAMA_CPP = (
+    "llama-cpp-python has no wheel; its build had not ended after 15 minutes"
+)
 # Who is to be beaten by what factor.
 GOALS = {
     "12M, 1 row": {PEER: 3.0, PLAIN_HUB: 7.0, XLA_HUB: 1.5},
@@ -94,6 +104,16 @@ def contestants(size, config):
         peer(PEER, "decode_transformers_worker.py", task, config),
         hub(PLAIN_HUB),
         hub(XLA_HUB),
+        *(
+            peer(
+                name,
+                "decode_ctranslate2_worker.py",
+                {**task, "compute_type": kind, "threads": config.threads},
+                config,
+            )
+            for name, kind in CTRANSLATE2.items()
+        ),
+        Contestant("llama.cpp", [], missing=NO_LLAMA_CPP),
     ]
 
 

@@ -49,6 +49,15 @@ def kill(seed, folder, truth):
         at = generator.randint(1, 225)
         fault = f"SIGKILL at file operation {at}"
         process = start(run_alone, folder, at)
+    elif seed % 4:
+        # Most of the time of so short a run goes into compiling.
+        step = generator.randrange(1, TRAIN.steps)
+        wait = generator.uniform(0.0, 0.05)
+        fault = f"SIGKILL {wait:.3f} s after step {step} was told"
+        process = start(run_alone, folder)
+        wait_until_told(folder, process, f"run {step}/{TRAIN.steps}  loss")
+        process.join(wait)
+        process.kill()
     else:
         process = start(run_alone, folder)
         wait_until_told(folder, process)
@@ -123,6 +132,7 @@ class RowNumbers:
     """Stands for packed rows: a row holds nothing but its number."""
 
     row_length = 1
+    input_names = ("token_ids", "positions", "segment_ids")
 
     def __init__(self, count):
         self.count = count

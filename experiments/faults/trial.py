@@ -232,6 +232,10 @@ def start(function, *arguments):
     return process
 
 
-def wait_until_told(folder, process):
-    while process.is_alive() and not told_path(folder).is_file():
+def wait_until_told(folder, process, text=""):
+    """Returns once a run has told of something, or has ended."""
+    path = told_path(folder)
+    while process.is_alive():
+        if path.is_file() and text in path.read_text():
+            return
         time.sleep(0.005)

@@ -15,8 +15,11 @@ from kerasgpt.files import (
     write_json,
     write_manifest,
 )
+from kerasgpt.models.encoder import EncoderConfig, MaskedLM
+from kerasgpt.models.encoder_decoder import EncoderDecoderConfig, Seq2SeqLM
 from kerasgpt.models.gpt import GPTCausalLM, GPTConfig
 from kerasgpt.models.heads import ClassifierConfig, TextClassifier
+from kerasgpt.models.recurrent import RecurrentCausalLM, RecurrentConfig
 from kerasgpt.tokenizers.chat_format import load_chat_format, save_chat_format
 from kerasgpt.tokenizers.kinds import CLASSES
 
@@ -28,10 +31,13 @@ TOKENIZER_FILE = "tokenizer.json"
 MODELS = {
     "gpt": (GPTConfig, GPTCausalLM),
     "classifier": (ClassifierConfig, TextClassifier),
+    "recurrent": (RecurrentConfig, RecurrentCausalLM),
+    "encoder": (EncoderConfig, MaskedLM),
+    "encoder_decoder": (EncoderDecoderConfig, Seq2SeqLM),
 }
 KIND_KEY = "kind_of_model"
 # Those that continue a text.
-CAUSAL_KINDS = ("gpt",)
+CAUSAL_KINDS = ("gpt", "recurrent")
 # What Keras calls the state of every seed generator, dropout's for example.
 SEED_NAME = "seed_generator_state"
 

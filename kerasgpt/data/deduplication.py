@@ -209,6 +209,15 @@ class ExactDuplicates:
         """Adds the next documents, as `hash_texts` made them elsewhere."""
         self._hashes.append(hashes)
 
+    def places(self):
+        """Returns a number in [0, 1) of each document: float (n,).
+
+        By its hash, so that what is the same to a reader has the same place,
+        in whatever company.
+        """
+        # 53 bits: more would be rounded, and up to 1.
+        return (self._hashes.values[:, 0] >> np.uint64(11)) * 2.0**-53
+
     def firsts(self):
         """Returns of each document the first that is the same: int64 (n,).
 

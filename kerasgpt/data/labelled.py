@@ -31,7 +31,7 @@ LABEL_COLUMNS = (
     *("标签", "类别", "分类", "情感"),
 )
 # More classes are no classes, but a column of numbers or of texts.
-MOST_LABELS = 1000
+MOST_LABELS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +173,7 @@ def load_labelled(config):
         found = ", ".join(list(counts)[:3])
         raise InputError(
             f"{config.path}: {len(counts)} classes among {len(train)} training "
-            f"texts ({found}, …); 2 to {MOST_LABELS:,} are needed; is "
+            f"texts ({found}, …); 2 to {MOST_LABELS} are needed; is "
             f"data.label_column the right one?"
         )
     labels = tuple(label for label, _ in counts.most_common())

@@ -27,6 +27,8 @@ class PackedRows:
     row_splits: np.ndarray
     piece_starts: np.ndarray
     piece_lengths: np.ndarray
+    # Of what `assemble` returns, before targets and weights.
+    input_names = ("token_ids", "positions", "segment_ids")
 
     def __len__(self):
         return len(self.row_splits) - 1

@@ -13,7 +13,7 @@ def build_training_dataset(rows, *, batch_size, seed, start_step, num_steps):
     at any step without reading what came before.
 
     Args:
-        rows: PackedRows.
+        rows: PackedRows, MaskedRows or PairRows.
         batch_size: int, rows a step.
         seed: int.
         start_step: int. The first step to yield.
@@ -22,7 +22,7 @@ def build_training_dataset(rows, *, batch_size, seed, start_step, num_steps):
 
     Returns:
         tf.data.Dataset of (inputs, targets, sample_weight): inputs a dict of
-        token_ids, positions, segment_ids; all (batch_size, row_length).
+        what the rows' `input_names` says; all (batch_size, row_length).
     """
     numbers = functools.partial(
         training_row_numbers,
@@ -69,7 +69,7 @@ def build_evaluation_dataset(rows, *, batch_size, row_numbers=None):
     nothing is compiled twice.
 
     Args:
-        rows: PackedRows.
+        rows: as of `build_training_dataset`.
         batch_size: int, rows a step.
         row_numbers: int (count,). Which rows. `None` = all.
 
@@ -95,18 +95,17 @@ def _assemble(dataset, rows, batch_size):
 
     def batch(numbers):
         parts = tf.numpy_function(
-            arrays, [numbers], [tf.int32] * 4 + [tf.float32], stateful=False
+            arrays,
+            [numbers],
+            [tf.int32] * (len(rows.input_names) + 1) + [tf.float32],
+            stateful=False,
         )
-        token_ids, positions, segment_ids, targets, sample_weight = (
+        *inputs, targets, sample_weight = (
             tf.ensure_shape(part, (batch_size, rows.row_length))
             for part in parts
         )
-        inputs = {
-            "token_ids": token_ids,
-            "positions": positions,
-            "segment_ids": segment_ids,
-        }
-        return inputs, targets, sample_weight
+        named = dict(zip(rows.input_names, inputs, strict=True))
+        return named, targets, sample_weight
 
     options = tf.data.Options()
     # With autotune, the end of fit can wait for the tuning thread, which

@@ -8,6 +8,7 @@ import numpy as np
 
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.data import shop
+from kerasgpt.data.prepared import is_prepared, read_prepared, row_text
 from kerasgpt.data.shards import build_shard, load_shards, save_shards
 from kerasgpt.data.sources import (
     Skipped,
@@ -19,6 +20,8 @@ from kerasgpt.tokenizers.chat_template import ChatTemplate
 
 # Documents encoded at once: what is replayed is a small part of many.
 REPLAY_BATCH = 2048
+# Of prepared data; the test split is for nobody's run.
+TRAINED_SPLITS = ("train", "validation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,14 @@ class DataConfig(Config):
     path: str = setting(
         "",
         "conversations: .jsonl or .json (messages, Alpaca, ShareGPT), a "
-        "folder, or tfds:NAME; empty = the embedded shop",
+        "folder, or tfds:NAME; or a folder of kerasgpt data prepare, with its "
+        "documents; empty = the embedded shop",
     )
     documents_path: str = setting(
         "",
         "texts for pretraining: .txt, .md, .jsonl with text, a folder, or "
-        "tfds:NAME; empty = the shop's documents, or the texts of data.path",
+        "tfds:NAME; or a folder of kerasgpt data prepare; empty = the shop's "
+        "documents, or the texts of data.path",
     )
     world_seed: int = setting(0, "which shop; another seed, another world")
     num_products: int = setting(
@@ -73,6 +78,8 @@ class Corpus:
         is_validation: list of bool, one a chat: held out from training.
         skipped: list of Skipped.
         world: World, or None if the chats are the user's.
+        is_validation_document: list of bool, one a document; empty = not
+            decided yet.
     """
 
     documents: list
@@ -81,6 +88,7 @@ class Corpus:
     is_validation: list
     skipped: list
     world: shop.World | None
+    is_validation_document: list = dataclasses.field(default_factory=list)
 
     @property
     def held_out_chats(self):
@@ -109,7 +117,11 @@ def load_corpus(config, *, with_chats=True):
     """
     allowed = config.max_skipped_fraction
     documents, chats, skipped, world = [], [], [], None
-    if config.path:
+    # Of documents and chats that were prepared; of others a hash decides.
+    places, splits = [], []
+    if config.path and is_prepared(config.path):
+        chats, splits, documents, places = _read_prepared(config)
+    elif config.path:
         chats, skipped = read_chats(config.path, max_skipped_fraction=allowed)
     elif with_chats or not config.documents_path:
         world = shop.build_world(config.world_seed, config.num_products)
@@ -117,35 +129,80 @@ def load_corpus(config, *, with_chats=True):
         documents = list(
             shop.generate_documents(world, count=config.num_documents)
         )
-    splits = []
-    if chats:
+    if chats and not (any(splits) and not all(splits)):
         splits = held_out(
             ["\x1f".join(_contents(chat)) for chat in chats],
             config.validation_fraction,
         )
     texts = ["\n".join(_contents(chat)) for chat in chats]
     if config.documents_path:
-        yours, more = read_documents(
-            config.documents_path, max_skipped_fraction=allowed
-        )
+        yours, their_places, more = _read_documents(config)
         # The same file may be given twice, as chats and as documents.
         spoilers = {
             text
             for text, is_validation in zip(texts, splits, strict=True)
             if is_validation
         }
-        documents += [text for text in yours if text not in spoilers]
+        if their_places and documents and not places:
+            places = held_out(documents, config.validation_fraction)
+        elif places and not their_places:
+            their_places = held_out(yours, config.validation_fraction)
+        kept = [n for n, text in enumerate(yours) if text not in spoilers]
+        documents = documents + [yours[number] for number in kept]
+        if their_places:
+            places = places + [their_places[number] for number in kept]
         skipped = skipped + more
+    if not any(places) or all(places):
+        places = []
     replay = documents
+    if places:
+        # What is held out from pretraining is no training text later either.
+        replay = _chosen(documents, places, wanted=False)
     if not documents:
         # Only what the training split says: pretraining on the held-out
         # conversations would spoil their loss.
-        documents = [
-            text
-            for text, is_validation in zip(texts, splits, strict=True)
-            if not is_validation
-        ]
-    return Corpus(documents, replay, chats, splits, skipped, world)
+        documents = _chosen(texts, splits, wanted=False)
+    return Corpus(documents, replay, chats, splits, skipped, world, places)
+
+
+def _read_prepared(config):
+    """Returns (chats, splits, documents, places) of data.path=DIR."""
+    chats, splits, documents, places = [], [], [], []
+    for split, row in read_prepared(config.path, splits=TRAINED_SPLITS):
+        is_validation = split == "validation"
+        if "messages" in row:
+            chats.append(row["messages"])
+            splits.append(is_validation)
+        else:
+            documents.append(row["text"])
+            places.append(is_validation)
+    return chats, splits, documents, places
+
+
+def _read_documents(config):
+    """Returns (texts, places or [], skipped) of data.documents_path."""
+    path = config.documents_path
+    if not is_prepared(path):
+        texts, skipped = read_documents(
+            path, max_skipped_fraction=config.max_skipped_fraction
+        )
+        return texts, [], skipped
+    found = [
+        (row_text(row), split == "validation")
+        for split, row in read_prepared(path, splits=TRAINED_SPLITS)
+    ]
+    if not found:
+        raise InputError(f"{path}: holds no document to train on.")
+    texts, places = map(list, zip(*found, strict=True))
+    return texts, places, []
+
+
+def _chosen(rows, splits, *, wanted):
+    return [
+        row
+        for row, is_validation in zip(rows, splits, strict=True)
+        if is_validation == wanted
+    ]
 
 
 def fit_chats(corpus, tokenizer, context_length, *, max_skipped_fraction):
@@ -241,7 +298,9 @@ def held_out(texts, fraction):
     return [place <= limit for place in places]
 
 
-def prepare_documents(documents, tokenizer, folder, *, validation_fraction):
+def prepare_documents(
+    documents, tokenizer, folder, *, validation_fraction, is_validation=()
+):
     """Writes shards of documents for pretraining; every token is trained.
 
     A document is `<|document|>`, its ids, `<|end_of_document|>`, or what
@@ -252,12 +311,13 @@ def prepare_documents(documents, tokenizer, folder, *, validation_fraction):
         tokenizer: Tokenizer.
         folder: str or Path.
         validation_fraction: float.
+        is_validation: list of bool, one a document; empty = a hash decides.
 
     Returns:
         dict of "train" and "validation" Shard, and the manifest.
     """
     rows = _document_rows(documents, tokenizer)
-    splits = held_out(documents, validation_fraction)
+    splits = is_validation or held_out(documents, validation_fraction)
     return _save_splits(rows, splits, tokenizer, folder)
 
 
@@ -372,11 +432,7 @@ def _document_rows(documents, tokenizer):
 def _save_splits(rows, splits, tokenizer, folder, **facts):
     shards = {}
     for name, wanted in (("train", False), ("validation", True)):
-        chosen = [
-            row
-            for row, is_validation in zip(rows, splits, strict=True)
-            if is_validation == wanted
-        ]
+        chosen = _chosen(rows, splits, wanted=wanted)
         shards[name] = build_shard(
             [token_ids for token_ids, _ in chosen],
             [loss_mask for _, loss_mask in chosen],

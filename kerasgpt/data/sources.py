@@ -16,6 +16,7 @@ from kerasgpt.data.formats import (
     read_text_column,
     recognise,
 )
+from kerasgpt.data.prepared import is_prepared, prepared_shards
 from kerasgpt.data.rows import (
     ROW_SUFFIXES,
     SUFFIXES,
@@ -28,6 +29,7 @@ from kerasgpt.data.rows import (
     read_rows,
     tfds_rows,
 )
+from kerasgpt.files import MANIFEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,8 @@ def find_inputs(paths, *, suffixes=SUFFIXES):
 
     A folder stands for the files below it of a known kind, hidden ones left
     out; links are followed, to each folder and file once, whatever it is
-    called, so that a loop of links ends.
+    called, so that a loop of links ends. Prepared data stand for their
+    training split.
 
     Args:
         paths: list of str: files, folders, globs, "tfds:NAME".
@@ -242,11 +245,14 @@ def check_skipped(path, skipped, count, max_skipped_fraction):
 def list_files(path):
     """Returns the files that a path stands for: itself, or a folder's files.
 
-    Of a folder only those whose kind is known; hidden ones are left out.
+    Of a folder only those whose kind is known; hidden ones are left out. Of
+    prepared data the manifest, which knows the hashes of the others.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
         return [path]
+    if is_prepared(path):
+        return [path / MANIFEST]
     found = _walk(path, SUFFIXES, set(), may_be_empty=True)
     return [item for item in found if not isinstance(item, Skipped)]
 
@@ -347,6 +353,9 @@ def _walk(path, suffixes, seen, *, may_be_empty=False):
 def _walk_folder(folder, suffixes, seen):
     if not _is_new(folder, seen):
         yield Skipped(str(folder), "a link to a folder that is read already")
+        return
+    if is_prepared(folder):
+        yield from prepared_shards(folder, splits=("train",))
         return
     try:
         # A file under its own name, where there are links to it.

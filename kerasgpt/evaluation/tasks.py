@@ -14,8 +14,8 @@ from kerasgpt.evaluation.text_scores import (
     role_f1,
     rouge,
     token_f1,
-    translation_scores,
 )
+from kerasgpt.evaluation.translation import score_translations
 from kerasgpt.files import write_json, write_text
 
 # What each task is scored by, the first of them in plots.
@@ -35,6 +35,7 @@ SHOP_TASKS = {
     "policy": "qa",
 }
 SENTENCE = re.compile(r".*?(?:[。！？]|[.!?](?=\s)|$)", re.DOTALL)
+CHINESE = re.compile(r"[\u3400-\u9fff]")
 SHOWN_REPLIES = 3
 
 
@@ -86,7 +87,14 @@ def task_scores(task, answers, replies):
         for name in rows[0]:
             found[name] = sum(row[name] for row in rows) / len(rows)
     elif task == "translation":
-        found |= translation_scores(answers, replies)
+        # By what is written: "any" may be either.
+        is_chinese = sum(bool(CHINESE.search(answer)) for answer in answers)
+        language = "zh" if 2 * is_chinese > len(answers) else "en"
+        scores = score_translations(replies, answers, language=language)
+        # Their last digits are those of sums of logarithms.
+        found |= {
+            name: round(scores[name] / 100, 8) for name in ("bleu", "chrf")
+        }
     elif task == "roles":
         found["role_f1"] = mean(role_f1)
     else:

@@ -1,19 +1,18 @@
 """Owns scores of a reply against a right answer, in English and Chinese.
 
-Not: which task is scored by which (tasks.py). All are shares from 0 to 1.
+Not: which task is scored by which (tasks.py), or BLEU (translation.py). All
+are shares from 0 to 1.
 """
 
 import collections
 import re
 
-from kerasgpt.config import InputError
 from kerasgpt.evaluation.words import ngrams, words
 
 # Left out by SQuAD's exact match and F1.
 ARTICLES = {"a", "an", "the"}
 # "Buyer: Anna." and "买家：安娜。": a name, its value up to a sign of the end.
 ROLE = re.compile(r"\s*([^:：.;。；\n]+?)\s*[:：]\s*(.*?)\s*(?:[.;。；\n]|$)")
-CHINESE = re.compile(r"[\u3400-\u9fff]")
 
 
 def rouge(answer, reply):
@@ -90,43 +89,6 @@ def role_f1(answer, reply):
     """
     one, other = _roles(answer), _roles(reply)
     return _overlap(one, other) if one else float(answer == reply)
-
-
-def translation_scores(answers, replies):
-    """Returns corpus BLEU and chrF by sacrebleu.
-
-    Args:
-        answers, replies: lists of str. BLEU of Chinese answers, by their
-            characters, counts characters.
-
-    Returns:
-        dict of "bleu" and "chrf".
-
-    Raises:
-        InputError: if sacrebleu is not installed.
-
-    Example:
-        >>> translation_scores(["Anna bought a red lamp."] * 2,
-        ...                    ["Anna bought a red lamp."] * 2)
-        {'bleu': 1.0, 'chrf': 1.0}
-
-    Reference: Post 2018 (arXiv 1804.08771); Popović 2015, chrF.
-    """
-    try:
-        import sacrebleu
-    except ImportError as error:
-        raise InputError(
-            "BLEU and chrF need sacrebleu; pip install 'kerasgpt[bleu]'."
-        ) from error
-    is_chinese = sum(bool(CHINESE.search(answer)) for answer in answers)
-    tokenize = "zh" if 2 * is_chinese > len(answers) else "13a"
-    bleu = sacrebleu.corpus_bleu(replies, [answers], tokenize=tokenize)
-    chrf = sacrebleu.corpus_chrf(replies, [answers])
-    # Their last digits are those of sums of logarithms.
-    return {
-        "bleu": round(bleu.score / 100, 8),
-        "chrf": round(chrf.score / 100, 8),
-    }
 
 
 def _answer_words(text):

@@ -12,8 +12,10 @@ from kerasgpt.generation.samplers import (
     SamplerSettings,
     TokenCounts,
     choose_next,
+    likeliest,
     penalise,
 )
+from kerasgpt.generation.token_step import TokenStep, join_projections
 from kerasgpt.layers.cache import slot_writer
 from kerasgpt.tokenizers.chat_template import ChatTemplate
 from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
@@ -154,6 +156,7 @@ def decode(
     num_steps,
     control_ids=CONTROL_IDS,
     slot_writer=slot_writer,
+    joined=None,
 ):
     """Generates up to `num_steps` more tokens a row.
 
@@ -162,17 +165,27 @@ def decode(
     Args:
         model: GPTCausalLM.
         state: DecodeState.
-        settings: SamplerSettings.
+        settings: SamplerSettings. `None` = always the likeliest token, and no
+            penalties.
         max_new_tokens: int32 (batch,). At most the room that was reserved.
         stop_ids: int32 (batch,). Ends a row; it is counted as generated. No
             other control id is ever generated.
         num_steps: int32 ().
         control_ids: ints. Those of the tokenizer.
         slot_writer: see `GPTBackbone`.
+        joined: what `join_projections` returned for the model. `None` = join
+            them before the loop.
 
     Returns:
         DecodeState.
     """
+    read = TokenStep(
+        model,
+        joined or join_projections(model),
+        ops.shape(state.cache.keys[0])[2],
+        slot_writer=slot_writer,
+    )
+    rows = ops.arange(ops.shape(state.lengths)[0], dtype="int32")
     last_step = state.step + num_steps
     token_range = ops.arange(model.config.vocabulary_size, dtype="int32")
     is_control = np.isin(
@@ -182,6 +195,7 @@ def decode(
         is_control[None],
         ops.not_equal(token_range[None], stop_ids[:, None]),
     )
+    banned = IMPOSSIBLE * ops.cast(is_banned, "float32")
     column = ops.arange(ops.shape(state.token_ids)[1], dtype="int32")[None]
 
     def is_running(state):
@@ -192,16 +206,19 @@ def decode(
 
     def advance(state):
         is_open = ops.logical_not(state.is_finished)
+        one = ops.cast(is_open, "int32")
         positions = state.lengths + state.step
         logits, counts = state.logits, state.counts
-        if counts:
+        if counts and settings:
             logits = penalise(logits, settings, counts)
-        logits = ops.where(is_banned, IMPOSSIBLE, logits)
-        chosen = choose_next(logits, settings, positions)
-        chosen = ops.where(is_open, chosen, 0)
+        logits = logits + banned
+        chosen = likeliest(logits)
+        if settings:
+            chosen = choose_next(logits, settings, positions)
+        chosen = chosen * one
         if counts:
             counts = counts.add(chosen, is_open)
-        num_tokens = state.num_tokens + ops.cast(is_open, "int32")
+        num_tokens = state.num_tokens + one
         is_finished = ops.logical_or(
             state.is_finished,
             ops.logical_or(
@@ -211,7 +228,7 @@ def decode(
         # Where this step's results are kept.
         place = ops.logical_and(ops.equal(column, state.step), is_open[:, None])
         scores = log_probabilities(state.logits)
-        score = ops.take_along_axis(scores, chosen[:, None], axis=1)
+        score = tf.gather_nd(scores, tf.stack([rows, chosen], axis=1))[:, None]
         top = state.top
         if top:
             values, ids = ops.top_k(scores, top.token_ids.shape[2])
@@ -225,25 +242,20 @@ def decode(
                     place[:, :, None], values[:, None], top.log_probabilities
                 ),
             )
-        hidden_states, cache = model.backbone(
-            {
-                "token_ids": chosen[:, None],
-                # A finished row may stand beyond the context.
-                "positions": ops.minimum(
-                    positions, model.config.context_length - 1
-                )[:, None],
-            },
-            cache=state.cache,
-            slot_writer=slot_writer,
-        )
+        # A finished row may stand beyond the context.
+        positions = ops.minimum(positions, model.config.context_length - 1)
+        logits, cache = read(chosen, positions, state.cache)
         return DecodeState(
-            token_ids=ops.where(place, chosen[:, None], state.token_ids),
-            log_probabilities=ops.where(place, score, state.log_probabilities),
+            # Zero, where nothing was written yet.
+            token_ids=state.token_ids
+            + ops.cast(place, "int32") * chosen[:, None],
+            log_probabilities=state.log_probabilities
+            + ops.cast(place, "float32") * score,
             top=top,
             num_tokens=num_tokens,
             is_finished=is_finished,
             lengths=state.lengths,
-            logits=model.project(hidden_states)[:, 0],
+            logits=logits,
             counts=counts,
             step=state.step + 1,
             cache=cache,
@@ -286,13 +298,17 @@ class Generator:
             self._traced_prefill, jit_compile=jit_compile
         )
         self._decode = tf.function(self._traced_decode, jit_compile=jit_compile)
+        # Once an answer, not once a call: a stream has a call for each token.
+        self._join = tf.function(lambda: join_projections(self.model))
 
     def _traced_prefill(self, token_ids, lengths, new_tokens):
         return prefill(
             self.model, token_ids, lengths, max_new_tokens=new_tokens.shape[0]
         )
 
-    def _traced_decode(self, state, settings, limits, stop_ids, num_steps):
+    def _traced_decode(
+        self, state, settings, limits, stop_ids, joined, num_steps
+    ):
         return decode(
             self.model,
             state,
@@ -301,6 +317,7 @@ class Generator:
             stop_ids=stop_ids,
             num_steps=num_steps,
             control_ids=self.template.control_ids.values(),
+            joined=joined,
         )
 
     def reply(self, conversations, *, max_new_tokens=128, **sampling):
@@ -362,21 +379,19 @@ class Generator:
         results = [None] * len(prompts)
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
-            state, settings, limits, stop_ids = self._start(
+            state, *settled = self._start(
                 [prompts[row] for row in rows],
                 rows,
                 max_new_tokens,
                 stop_token,
                 sampling,
             )
-            state = self._decode(
-                state, settings, limits, stop_ids, tf.constant(1 << 30)
-            )
+            state = self._decode(state, *settled, tf.constant(1 << 30))
             token_ids = state.token_ids.numpy()
             counts = state.num_tokens.numpy()
             for index, row in enumerate(rows):
                 ids = token_ids[index, : counts[index]].tolist()
-                if ids and ids[-1] == int(stop_ids[0]):
+                if ids and ids[-1] == self._stop_id(stop_token):
                     ids.pop()
                 results[row] = ids
         return results
@@ -393,7 +408,7 @@ class Generator:
         Yields:
             str.
         """
-        state, settings, limits, stop_ids = self._start(
+        state, *settled = self._start(
             [self.template.prompt(conversation)],
             [0],
             max_new_tokens,
@@ -402,9 +417,7 @@ class Generator:
         )
         told = ""
         while True:
-            state = self._decode(
-                state, settings, limits, stop_ids, tf.constant(1)
-            )
+            state = self._decode(state, *settled, tf.constant(1))
             is_finished = bool(state.is_finished[0])
             ids = state.token_ids[0, : int(state.num_tokens[0])].numpy()
             text = self.tokenizer.decode(ids.tolist())
@@ -460,9 +473,11 @@ class Generator:
             tf.constant(lengths),
             tf.zeros((new_tokens,)),
         )
-        stop_token = stop_token or self.template.format.end
-        stop_ids = tf.fill((rows,), self.template.control_ids[stop_token])
-        return state, settings, tf.constant(limits), stop_ids
+        stop_ids = tf.fill((rows,), self._stop_id(stop_token))
+        return state, settings, tf.constant(limits), stop_ids, self._join()
+
+    def _stop_id(self, stop_token):
+        return self.template.control_ids[stop_token or self.template.format.end]
 
 
 def _power_of_two(count, *, smallest=1):

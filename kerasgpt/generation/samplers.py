@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import tensorflow as tf
 from keras import ops
 
 # Small enough to never be drawn, finite so that arithmetic stays so.
@@ -121,6 +122,22 @@ def penalise(logits, settings, counts):
     Reference: Keskar et al. 2019 (arXiv 1909.05858), section 4.1, for the
     repetition penalty; OpenAI's API reference for the other two.
     """
+    # Four passes over the vocabulary, and most requests ask for none.
+    is_wanted = ops.any(
+        ops.stack(
+            [
+                ops.not_equal(settings.repetition_penalty, 1.0),
+                ops.not_equal(settings.frequency_penalty, 0.0),
+                ops.not_equal(settings.presence_penalty, 0.0),
+            ]
+        )
+    )
+    return ops.cond(
+        is_wanted, lambda: _penalised(logits, settings, counts), lambda: logits
+    )
+
+
+def _penalised(logits, settings, counts):
     penalty = settings.repetition_penalty[:, None]
     penalised = ops.where(logits > 0, logits / penalty, logits * penalty)
     is_generated = counts.generated > 0
@@ -151,17 +168,23 @@ def choose_next(logits, settings, position):
     Reference: Fan et al. 2018 (top-k, arXiv 1805.04833); Holtzman et al. 2020
     (top-p, arXiv 1904.09751); Nguyen et al. 2024 (min-p, arXiv 2407.01082).
     """
-    likeliest = ops.cast(ops.argmax(logits, axis=-1), "int32")
+    first = likeliest(logits)
     # Sorting the vocabulary costs more than a small model's step.
     return ops.cond(
         ops.any(settings.temperature > 0),
         lambda: ops.where(
             settings.temperature > 0,
             _draw(logits, settings, position),
-            likeliest,
+            first,
         ),
-        lambda: likeliest,
+        lambda: first,
     )
+
+
+def likeliest(logits):
+    """Returns the int32 (batch,) ids of the highest logits."""
+    # `ops.argmax` first tells -0 from 0, in six passes over the vocabulary.
+    return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
 def _draw(logits, settings, position):

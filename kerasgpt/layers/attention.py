@@ -59,6 +59,10 @@ class MultiHeadAttention(keras.layers.Layer):
         keys, values: float (batch, num_kv_heads, slots, head_dim). Cache of
             this layer; source_length is then `slots`. `None` = no cache.
         write: function that writes into such a cache, see `slot_writer`.
+            `None` = the cache is attended to as it is.
+        source: float (batch, source_length, model_dim). What is attended to
+            without a cache, if there are no rotary positions. `None` =
+            `hidden_states`.
         is_causal: bool. The mask, by promise, lets no token see one that
             stands after it in the row; those scores are then not computed.
 
@@ -178,26 +182,37 @@ class MultiHeadAttention(keras.layers.Layer):
         values=None,
         write=None,
         is_causal=False,
+        source=None,
     ):
         query = self._heads(
             self.query_projection(hidden_states), self.num_heads
         )
-        key = self._heads(self.key_projection(hidden_states), self.num_kv_heads)
-        value = self._heads(
-            self.value_projection(hidden_states), self.num_kv_heads
-        )
         if self.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
+            query = self.query_norm(query)
         if self.rotary_base is not None:
             query = self.rotary(query, positions)
-            key = self.rotary(key, positions)
         # Heads before tokens: with tokens first, XLA on a CPU transposes for
         # every product, and the whole cache for every token.
-        query, key, value = map(_swap, (query, key, value))
-        if keys is not None:
+        query = _swap(query)
+        if keys is not None and write is None:
+            key, value = keys, values
+        else:
+            key, value = self._keys_and_values(
+                hidden_states if source is None else source, positions
+            )
+        if write is not None:
             key, value = write(keys, key), write(values, value)
         attended = self._attend(query, key, value, attention_mask, is_causal)
         return self.output_projection(attended), key, value
+
+    def _keys_and_values(self, source, positions):
+        key = self._heads(self.key_projection(source), self.num_kv_heads)
+        value = self._heads(self.value_projection(source), self.num_kv_heads)
+        if self.qk_norm:
+            key = self.key_norm(key)
+        if self.rotary_base is not None:
+            key = self.rotary(key, positions)
+        return _swap(key), _swap(value)
 
     def _heads(self, projected, num_heads):
         return ops.reshape(

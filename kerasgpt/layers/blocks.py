@@ -1,4 +1,4 @@
-"""Owns the Transformer block. Not: how blocks are stacked (models)."""
+"""Owns the Transformer blocks. Not: how they are stacked (models)."""
 
 import keras
 
@@ -168,8 +168,11 @@ class DecoderBlock(keras.layers.Layer):
         is_causal=False,
         training=None,
     ):
-        attended, keys, values = self.attention(
-            self._norm(self.attention_norm, "pre", hidden_states),
+        hidden_states, keys, values = self._branch(
+            self.attention,
+            self.attention_norm,
+            hidden_states,
+            training,
             attention_mask=attention_mask,
             positions=positions,
             keys=keys,
@@ -177,22 +180,19 @@ class DecoderBlock(keras.layers.Layer):
             write=write,
             is_causal=is_causal,
         )
-        hidden_states = hidden_states + self.dropout(
-            attended, training=training
-        )
-        hidden_states = self._norm(self.attention_norm, "post", hidden_states)
-        widened = self.feed_forward(
-            self._norm(self.feed_forward_norm, "pre", hidden_states)
-        )
-        hidden_states = hidden_states + self.dropout(widened, training=training)
-        hidden_states = self._norm(
-            self.feed_forward_norm, "post", hidden_states
+        (hidden_states,) = self._branch(
+            self.feed_forward, self.feed_forward_norm, hidden_states, training
         )
         return hidden_states, keys, values
 
-    def _norm(self, norm, order, hidden_states):
-        is_here = order == self.settings["norm_order"]
-        return norm(hidden_states) if is_here else hidden_states
+    def _branch(self, layer, norm, hidden_states, training, **inputs):
+        """Returns the hidden states after a branch, and what else it gives."""
+        is_pre = self.settings["norm_order"] == "pre"
+        read = norm(hidden_states) if is_pre else hidden_states
+        outputs = layer(read, **inputs)
+        added, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        hidden_states = hidden_states + self.dropout(added, training=training)
+        return (hidden_states if is_pre else norm(hidden_states), *others)
 
     def get_config(self):
         return {
@@ -205,3 +205,145 @@ class DecoderBlock(keras.layers.Layer):
                 self.output_initializer
             ),
         }
+
+
+@keras.saving.register_keras_serializable("kerasgpt")
+class EncoderBlock(DecoderBlock):
+    """A `DecoderBlock` whose tokens may see those after them, too.
+
+    Args:
+        **settings: see `DecoderBlock`.
+
+    Call arguments:
+        hidden_states: float (batch, length, model_dim).
+        attention_mask: bool (batch, length, length), true = may attend.
+        positions: see `MultiHeadAttention`.
+
+    Returns:
+        float (batch, length, model_dim).
+
+    Example:
+        >>> block = EncoderBlock(num_heads=2, head_dim=4, inner_dim=16)
+        >>> x = keras.ops.ones((1, 3, 8))
+        >>> mask = keras.ops.ones((1, 3, 3), "bool")
+        >>> tuple(block(x, attention_mask=mask).shape)
+        (1, 3, 8)
+
+    Reference: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1.
+    """
+
+    def call(
+        self, hidden_states, attention_mask, positions=None, training=None
+    ):
+        hidden_states, _, _ = super().call(
+            hidden_states,
+            attention_mask=attention_mask,
+            positions=positions,
+            training=training,
+        )
+        return hidden_states
+
+
+@keras.saving.register_keras_serializable("kerasgpt")
+class CrossDecoderBlock(DecoderBlock):
+    """A `DecoderBlock` that also attends to what an encoder has read.
+
+    Between attention and network: `x + attention(norm(x), source)`. The
+    source has no rotary positions: where a token stands, the encoder knew.
+
+    Args:
+        **settings: see `DecoderBlock`.
+
+    Call arguments:
+        hidden_states, attention_mask, positions, keys, values, write,
+            is_causal: see `DecoderBlock`.
+        source: float (batch, source_length, model_dim), of the encoder.
+        source_mask: bool (batch, target_length, source_length).
+        source_keys, source_values: those of the source, as an earlier call
+            returned them, instead of the source.
+
+    Returns:
+        float (batch, target_length, model_dim), then keys and values of the
+        target and keys and values of the source, as `MultiHeadAttention`
+        returns them.
+
+    Example:
+        >>> block = CrossDecoderBlock(num_heads=2, head_dim=4, inner_dim=16)
+        >>> ones = keras.ops.ones
+        >>> output, *cache = block(ones((1, 2, 8)), ones((1, 2, 2), "bool"),
+        ...     source=ones((1, 5, 8)), source_mask=ones((1, 2, 5), "bool"))
+        >>> [tuple(part.shape) for part in (output, cache[0], cache[2])]
+        [(1, 2, 8), (1, 2, 2, 4), (1, 2, 5, 4)]
+
+    Reference: Vaswani et al. 2017 (arXiv 1706.03762), section 3.1.
+    """
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        shared = self.settings
+        self.cross_norm = build_norm(
+            shared["norm"],
+            epsilon=shared["norm_epsilon"],
+            name="cross_norm",
+            dtype=self.dtype_policy,
+        )
+        self.cross_attention = MultiHeadAttention(
+            shared["num_heads"],
+            num_kv_heads=shared["num_kv_heads"],
+            head_dim=shared["head_dim"],
+            qk_norm=shared["qk_norm"],
+            use_bias=shared["use_bias"],
+            qkv_bias=shared["qkv_bias"],
+            norm_epsilon=shared["norm_epsilon"],
+            kernel_initializer=self.kernel_initializer,
+            output_initializer=self.output_initializer,
+            name="cross_attention",
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, hidden_states_shape, *unused_shapes, **unused_kwargs):
+        self.cross_norm.build(hidden_states_shape)
+        self.cross_attention.build(hidden_states_shape)
+        super().build(hidden_states_shape)
+
+    def call(
+        self,
+        hidden_states,
+        attention_mask,
+        source=None,
+        source_mask=None,
+        positions=None,
+        keys=None,
+        values=None,
+        write=None,
+        source_keys=None,
+        source_values=None,
+        is_causal=False,
+        training=None,
+    ):
+        hidden_states, keys, values = self._branch(
+            self.attention,
+            self.attention_norm,
+            hidden_states,
+            training,
+            attention_mask=attention_mask,
+            positions=positions,
+            keys=keys,
+            values=values,
+            write=write,
+            is_causal=is_causal,
+        )
+        hidden_states, source_keys, source_values = self._branch(
+            self.cross_attention,
+            self.cross_norm,
+            hidden_states,
+            training,
+            attention_mask=source_mask,
+            source=source,
+            keys=source_keys,
+            values=source_values,
+        )
+        (hidden_states,) = self._branch(
+            self.feed_forward, self.feed_forward_norm, hidden_states, training
+        )
+        return hidden_states, keys, values, source_keys, source_values

@@ -35,12 +35,33 @@ def attention_mask(
                [0, 0, 0, 0]])
     """
     query_positions = ops.expand_dims(query_positions, 2)
-    query_segment_ids = ops.expand_dims(query_segment_ids, 2)
     key_positions = ops.expand_dims(key_positions, 1)
+    not_later = ops.less_equal(key_positions, query_positions)
+    same_segment = segment_mask(query_segment_ids, key_segment_ids)
+    return ops.logical_and(same_segment, not_later)
+
+
+def segment_mask(query_segment_ids, key_segment_ids):
+    """Returns which keys each query may attend to, whatever their order.
+
+    A query sees the keys of its own segment; 0 is padding, seen by nobody.
+
+    Args:
+        query_segment_ids: int (batch, target_length).
+        key_segment_ids: int (batch, source_length).
+
+    Returns:
+        bool (batch, target_length, source_length), true = may attend.
+
+    Example:
+        >>> mask = segment_mask(ops.array([[1, 0]]), ops.array([[1, 1, 2]]))
+        >>> ops.convert_to_numpy(mask)[0].astype(int)
+        array([[1, 1, 0],
+               [0, 0, 0]])
+    """
+    query_segment_ids = ops.expand_dims(query_segment_ids, 2)
     key_segment_ids = ops.expand_dims(key_segment_ids, 1)
-    same_segment = ops.logical_and(
+    return ops.logical_and(
         ops.equal(query_segment_ids, key_segment_ids),
         ops.not_equal(key_segment_ids, 0),
     )
-    not_later = ops.less_equal(key_positions, query_positions)
-    return ops.logical_and(same_segment, not_later)

@@ -399,14 +399,26 @@ class ServingModule(tf.Module):
         room = tf.reduce_max(limits)
         neutral = SamplerSettings.constant(tf.shape(lengths)[0])
         names = [spec.name for spec in _SAMPLING[1:]]
-        state = self._decode(
-            self._prefill(token_ids, lengths, max_new_tokens=room),
-            neutral._replace(**dict(zip(names, sampling, strict=True))),
-            max_new_tokens=limits,
-            stop_ids=stop_ids,
-            num_steps=room,
+        settings = neutral._replace(**dict(zip(names, sampling, strict=True)))
+        start = self._prefill(token_ids, lengths, max_new_tokens=room)
+
+        def run(settings):
+            state = self._decode(
+                start,
+                settings,
+                max_new_tokens=limits,
+                stop_ids=stop_ids,
+                num_steps=room,
+            )
+            return state.token_ids, state.log_probabilities, state.num_tokens
+
+        # Two loops, one of which runs: outside XLA an operation that is left
+        # out costs a token nearly as much as one that is not.
+        return tf.cond(
+            tf.reduce_any(settings.temperature > 0),
+            lambda: run(settings),
+            lambda: run(None),
         )
-        return state.token_ids, state.log_probabilities, state.num_tokens
 
 
 def _write_in_place(rows, indices, updates):

@@ -17,6 +17,7 @@ from kerasgpt.console import quiet_libraries
 from kerasgpt.files import read_json, write_text
 from kerasgpt.tokenizers.sentence_piece import build_operation
 from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS, Tokenizer
+from kerasgpt.tokenizers.word_merge import WordMerger, run_as_graphs
 from kerasgpt.tokenizers.word_split import WORD_SPLITS, split_words
 
 VOCABULARY_FILE = "byte_pair.json"
@@ -82,8 +83,7 @@ class BytePairTokenizer(Tokenizer):
 
     The merging is that of SentencePiece, over one character a byte: it joins
     the neighbours whose union has the best score, which is the same once each
-    token can come from one pair only. That is checked here. Words are merged
-    once a batch, and those that are tokens not at all.
+    token can come from one pair only. That is checked here.
 
     Args:
         vocabulary: dict from bytes to id.
@@ -154,21 +154,19 @@ class BytePairTokenizer(Tokenizer):
             by_id[token_id] = token
         self.token_bytes = [len(token) for token in by_id]
         ids = tf.range(self.vocabulary_size, dtype=tf.int64)
-        self._texts = _table(ids, tf.constant(by_id), b"")
-        self._word_ids = self._build_words(vocabulary)
-        # Called eagerly, some thirty small operations would take a
-        # millisecond. In a function of Python's, as a SavedModel holds every
-        # tf.function that it finds.
-        graphs = (
-            tf.function(
-                self._encode, input_signature=[tf.TensorSpec([None], tf.string)]
-            ),
-            tf.function(
-                self._decode,
-                input_signature=[tf.RaggedTensorSpec([None, None], tf.int32)],
-            ),
+        self._texts = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(ids, tf.constant(by_id)), b""
         )
-        self._eagerly = lambda place, argument: graphs[place](argument)
+        self._merger = WordMerger(
+            [left + right for left, right in merges],
+            self._self_merging(vocabulary),
+            lambda words: self._operation.tokenize(_spell_strings(words)),
+            word_ids=vocabulary if whole_words else None,
+        )
+        self._eagerly = run_as_graphs(
+            (self._encode, tf.TensorSpec([None], tf.string)),
+            (self._decode, tf.RaggedTensorSpec([None, None], tf.int32)),
+        )
 
     @property
     def vocabulary(self):
@@ -223,32 +221,7 @@ class BytePairTokenizer(Tokenizer):
     def _encode(self, strings):
         if self.normalization:
             strings = tf_text.normalize_utf8(strings, self.normalization)
-        words = split_words(strings, self.split)
-        unique, places = tf.unique(words.values)
-        ids = self._word_ids.lookup(unique)
-        is_token = ids >= 0
-        merged = self._operation.tokenize(
-            _spell_strings(tf.boolean_mask(unique, ~is_token))
-        )
-        tokens = tf.boolean_mask(ids, is_token)
-        num_tokens = tf.size(tokens)
-        rows = tf.concat(
-            [
-                tf.RaggedTensor.from_uniform_row_length(
-                    tokens, 1
-                ).with_row_splits_dtype(tf.int64),
-                merged,
-            ],
-            axis=0,
-        )
-        # Where each unique word stands in them.
-        order = tf.where(
-            is_token,
-            tf.cumsum(tf.cast(is_token, tf.int32)) - 1,
-            num_tokens + tf.cumsum(tf.cast(~is_token, tf.int32)) - 1,
-        )
-        by_word = tf.gather(rows, tf.gather(order, places))
-        return words.with_values(by_word).merge_dims(1, 2)
+        return self._merger(split_words(strings, self.split))
 
     def _decode(self, token_ids):
         pieces = tf.ragged.map_flat_values(
@@ -257,26 +230,16 @@ class BytePairTokenizer(Tokenizer):
         text = tf.strings.reduce_join(pieces, axis=-1)
         return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8")
 
-    def _build_words(self, vocabulary):
-        """Returns the table of the words that become the token they spell."""
-        tokens = list(vocabulary)
-        if not self.whole_words:
-            rows = self._operation.tokenize(
-                [spell(token) for token in tokens]
-            ).to_list()
-            tokens = [
-                token
-                for token, row in zip(tokens, rows, strict=True)
-                if row == [vocabulary[token]]
-            ]
-        ids = [vocabulary[token] for token in tokens]
-        return _table(tf.constant(tokens), tf.constant(ids, tf.int32), -1)
-
-
-def _table(keys, values, default):
-    return tf.lookup.StaticHashTable(
-        tf.lookup.KeyValueTensorInitializer(keys, values), default
-    )
+    def _self_merging(self, vocabulary):
+        """Returns the tokens that merges make of what they spell, a dict."""
+        rows = self._operation.tokenize(list(map(spell, vocabulary))).to_list()
+        return {
+            token: token_id
+            for (token, token_id), row in zip(
+                vocabulary.items(), rows, strict=True
+            )
+            if row == [token_id]
+        }
 
 
 def _spell_strings(strings):

@@ -9,12 +9,14 @@ import pathlib
 import sentencepiece
 import tensorflow as tf
 import tensorflow_text as tf_text
+from sentencepiece import sentencepiece_model_pb2
 from tensorflow_text.python.ops import sentencepiece_tokenizer
 
 from kerasgpt.config import InputError
 from kerasgpt.console import quiet_libraries
 from kerasgpt.files import read_json, write_json
 from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS, Tokenizer
+from kerasgpt.tokenizers.word_merge import WordMerger, run_as_graphs
 
 # SentencePiece writes spaces as U+2581, so that a U+2581 in the text would
 # come back as a space. It is spelled with an escape: U+10FFFF 1, and U+10FFFF,
@@ -24,6 +26,9 @@ MODEL_FILE = "sentencepiece.model"
 # Control tokens that stand after the pieces of a model of others.
 ADDED_FILE = "added_tokens.json"
 MODEL_TYPES = ("bpe", "unigram")
+# A word is cut off by a byte that no valid UTF-8 has.
+_WORD = r" ?\p{L}+| ?[^\p{L} ]+| "
+_CUT = b"\xff"
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -73,6 +78,12 @@ class SentencePieceTokenizer(Tokenizer):
                 f"{MODEL_FILE}: has no bytes to fall back to, so that it loses "
                 f"text; train it with byte_fallback."
             )
+        self._merger = None
+        if self.is_ours and not _is_unigram(model):
+            self._merger = self._build_merger(pieces, processor)
+        self._eagerly = run_as_graphs(
+            (self._encode, tf.TensorSpec([None], tf.string)),
+        )
         self._added = dict(control_tokens or {})
         known = {
             piece: index
@@ -99,12 +110,44 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model
 
     def encode_strings(self, strings):
+        if tf.executing_eagerly():
+            return self._eagerly(0, tf.convert_to_tensor(strings))
+        return self._encode(strings)
+
+    def _encode(self, strings):
         if self.is_ours:
             strings = tf.strings.regex_replace(strings, ESCAPE, ESCAPE + "0")
             strings = tf.strings.regex_replace(
                 strings, SPACE_MARK, ESCAPE + "1"
             )
-        return self._operation.tokenize(strings)
+        if self._merger is None:
+            return self._operation.tokenize(strings)
+        return self._merger(_split_words(strings))
+
+    def _build_merger(self, pieces, processor):
+        """Returns the WordMerger of the model, or None if words hold none.
+
+        Merges of a model of ours stay inside words, as it was trained.
+        """
+        texts = {
+            piece.replace(SPACE_MARK, " ").encode(): index
+            for index, piece in enumerate(pieces)
+            if not processor.is_control(index)
+            and not processor.is_unknown(index)
+            and not processor.is_byte(index)
+        }
+        whole = tf.constant(list(texts))
+        rows = self._operation.tokenize(whole).to_list()
+        if max(map(len, _split_words(whole).to_list())) > 2:
+            # One, and the empty word after it.
+            return None
+        known = {
+            text: index
+            for (text, index), row in zip(texts.items(), rows, strict=True)
+            if row == [index]
+        }
+        long = [text for text in texts if len(text.decode()) > 1]
+        return WordMerger(long, known, self._operation.tokenize)
 
     def decode_ids(self, token_ids):
         if not isinstance(token_ids, tf.RaggedTensor):
@@ -159,6 +202,21 @@ def build_operation(model):
         )
     operation._model_resource = _NamedModel(model)
     return operation
+
+
+def _split_words(strings):
+    """Returns strings cut before blanks and where letters begin or end.
+
+    Whether there is a cut between two characters depends on these two alone,
+    so none is inside a piece that is not cut when it stands alone.
+    """
+    strings = tf.strings.regex_replace(strings, _WORD, rb"\0" + _CUT)
+    return tf.strings.split(strings, _CUT)
+
+
+def _is_unigram(model):
+    parsed = sentencepiece_model_pb2.ModelProto.FromString(model)
+    return parsed.trainer_spec.model_type == parsed.trainer_spec.UNIGRAM
 
 
 class _NamedModel(tf.saved_model.experimental.TrackableResource):

@@ -147,17 +147,25 @@ def train_word_piece(texts, *, vocabulary_size, lower_case=False):
 
     Args:
         texts: iterable of str.
-        vocabulary_size: int, control tokens included. The trainer stays up to
-            5 % below.
+        vocabulary_size: int, control tokens included; the trainer may stay
+            below. The commonest characters take at most half of it, each in
+            two pieces; rarer ones are unknown.
         lower_case: bool. Lower case, accents stripped.
 
     Raises:
-        InputError: if there is no text, or not room for its characters.
+        InputError: if there is no text, or no room.
     """
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise InputError("the tokenizer cannot be trained: there is no text.")
     controls = [*CONTROL_TOKENS, MASK]
+    num_characters = (vocabulary_size - len(controls)) // 4
+    if num_characters < 1:
+        raise InputError(
+            f"tokenizer.vocabulary_size={vocabulary_size}: at least "
+            f"{len(controls) + 4} ids are needed for control tokens and a "
+            f"character."
+        )
     try:
         with quiet_libraries():
             pieces = bert_vocab_from_dataset.bert_vocab_from_dataset(
@@ -165,8 +173,7 @@ def train_word_piece(texts, *, vocabulary_size, lower_case=False):
                 vocabulary_size,
                 controls,
                 bert_tokenizer_params={"lower_case": lower_case},
-                # A piece of the joiner alone would be a word "##".
-                learn_params={"include_joiner_token": True},
+                learn_params={"max_unique_chars": num_characters},
             )
     except (IndexError, ValueError) as error:
         raise InputError(

@@ -118,9 +118,11 @@ def run(config, *, tell=print):
         overwrite=config.overwrite,
         ignored=("run_dir", "overwrite", *stage.HARDWARE_ONLY),
     )
-    pretrain.claim_data(
-        folder, DataConfig(path=config.data.path), init=config.init
+    # All that is read: what is tested decides what may be learned.
+    read = DataConfig(
+        path=config.data.path, documents_path=config.data.test_path
     )
+    pretrain.claim_data(folder, read, init=config.init)
     if not config.init:
         base = pretrain.run(config.base, _texts(config, corpus), tell=tell)
     tokenizer = base.tokenizer

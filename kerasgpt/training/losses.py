@@ -49,9 +49,112 @@ def next_token_loss(
     Reference: Wijmans et al. 2024, Cut cross-entropy (arXiv 2411.09009), for
     logits that never exist whole.
     """
+    return _mean_loss(
+        _chunk,
+        hidden_states,
+        kernel,
+        targets,
+        sample_weight,
+        total_weight=total_weight,
+    )
+
+
+def distillation_loss(
+    hidden_states,
+    kernel,
+    targets,
+    sample_weight,
+    *,
+    teacher_states,
+    teacher_kernel,
+    temperature,
+    teacher_fraction,
+    total_weight=None,
+):
+    """Returns the mean loss of a model that learns from another's logits.
+
+    Of a token with logits z, the teacher's v and the target y, with softmaxes
+    p_T = softmax(z / T) and q_T = softmax(v / T):
+
+        (1 - a) (-log p_1[y]) + a T^2 KL(q_T || p_T)
+
+    T^2 keeps the size of the second gradient, whatever T is. As in
+    `next_token_loss`, logits, the teacher's too, exist a chunk at a time.
+
+    Args:
+        hidden_states, kernel, targets, sample_weight, total_weight: see
+            `next_token_loss`.
+        teacher_states: float (batch, length, teacher_dim).
+        teacher_kernel: float (vocabulary_size, teacher_dim). Both get no
+            gradient.
+        temperature: float, T above. Higher = what is unlikely counts more.
+        teacher_fraction: float, a above. 0 = the targets alone.
+
+    Returns:
+        As `next_token_loss`; the loss of each token is that of its target, so
+        that it can be compared with training without a teacher.
+
+    Example:
+        A teacher that is sure of token 1, against even logits over two
+        tokens: KL = ln 2.
+
+        >>> loss, _, _ = distillation_loss(
+        ...     ops.zeros((1, 1, 1)), ops.ones((2, 1)), [[0]], [[1.0]],
+        ...     teacher_states=ops.ones((1, 1, 1)),
+        ...     teacher_kernel=ops.array([[0.0], [99.0]]),
+        ...     temperature=1.0, teacher_fraction=1.0)
+        >>> round(float(loss), 4)
+        0.6931
+
+    Reference: Hinton, Vinyals and Dean 2015 (arXiv 1503.02531), section 2.
+    """
+    teacher_kernel = ops.cast(ops.stop_gradient(teacher_kernel), "float32")
+
+    def chunk(hidden_states, kernel, targets, weights, teacher_states):
+        return _distilled_chunk(
+            hidden_states,
+            kernel,
+            targets,
+            weights,
+            ops.matmul(teacher_states, ops.transpose(teacher_kernel)),
+            temperature=temperature,
+            teacher_fraction=teacher_fraction,
+        )
+
+    return _mean_loss(
+        chunk,
+        hidden_states,
+        kernel,
+        targets,
+        sample_weight,
+        ops.cast(ops.stop_gradient(teacher_states), "float32"),
+        total_weight=total_weight,
+    )
+
+
+def _mean_loss(
+    chunk,
+    hidden_states,
+    kernel,
+    targets,
+    sample_weight,
+    *others,
+    total_weight,
+):
+    """Returns the mean cost, loss and hit of tokens, in chunks.
+
+    Args:
+        chunk: function of a chunk's hidden_states, the kernel, and the
+            chunk's targets, weights and others. Returns (cost, which is
+            trained; loss, which is told; hit) of each token and the gradients
+            of the weighed costs to hidden_states and kernel.
+        others: floats (batch, length, width).
+    """
     shape = ops.shape(targets)
-    model_dim = hidden_states.shape[-1]
-    hidden_states = ops.reshape(hidden_states, (-1, model_dim))
+    hidden_states, *others = (
+        ops.reshape(tensor, (-1, tensor.shape[-1]))
+        for tensor in (hidden_states, *others)
+    )
     targets = ops.reshape(ops.cast(targets, "int32"), (-1,))
     weights = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
     if total_weight is None:
@@ -60,11 +163,11 @@ def next_token_loss(
 
     @ops.custom_gradient
     def mean_loss(hidden_states, kernel):
-        losses, hits, hidden_gradient, kernel_gradient = _chunks(
+        costs, losses, hits, hidden_gradient, kernel_gradient = _chunks(
+            chunk,
             ops.cast(hidden_states, "float32"),
             ops.cast(kernel, "float32"),
-            targets,
-            weights,
+            [targets, weights, *others],
         )
 
         def gradient(*upstreams):
@@ -75,7 +178,7 @@ def next_token_loss(
                 ops.cast(upstream * kernel_gradient, kernel.dtype),
             )
 
-        return (ops.sum(losses * weights), losses, hits), gradient
+        return (ops.sum(costs * weights), losses, hits), gradient
 
     loss, losses, hits = mean_loss(hidden_states, kernel)
     return (
@@ -85,8 +188,8 @@ def next_token_loss(
     )
 
 
-def _chunks(hidden_states, kernel, targets, weights):
-    """Returns losses, hits and both gradients, over chunks of tokens."""
+def _chunks(chunk, hidden_states, kernel, others):
+    """Returns what `chunk` does, over chunks of tokens."""
     num_tokens = ops.shape(hidden_states)[0]
     vocabulary_size, model_dim = kernel.shape
     # A length that is not known when traced cannot be cut.
@@ -101,7 +204,7 @@ def _chunks(hidden_states, kernel, targets, weights):
         else 1
     )
     if num_chunks == 1:
-        return _chunk(hidden_states, kernel, targets, weights)
+        return chunk(hidden_states, kernel, *others)
     length = math.ceil(num_tokens / num_chunks)
     padding = num_chunks * length - num_tokens
 
@@ -124,20 +227,18 @@ def _chunks(hidden_states, kernel, targets, weights):
             output = ops.swapaxes(output, 0, 1)
         return ops.reshape(output, (-1, *output.shape[2:]))[:num_tokens]
 
-    inputs = [cut(tensor) for tensor in (hidden_states, targets, weights)]
+    inputs = [cut(tensor) for tensor in (hidden_states, *others)]
 
     def advance(index, state):
         *outputs, kernel_gradient = state
-        *chunks, added = _chunk(
+        *chunks, added = chunk(
             *(tensor[index] for tensor in inputs[:1]),
             kernel,
             *(tensor[index] for tensor in inputs[1:]),
         )
-        for place, chunk in enumerate(chunks):
-            start = (index,) + (0,) * len(chunk.shape)
-            outputs[place] = ops.slice_update(
-                outputs[place], start, chunk[None]
-            )
+        for place, part in enumerate(chunks):
+            start = (index,) + (0,) * len(part.shape)
+            outputs[place] = ops.slice_update(outputs[place], start, part[None])
         return (*outputs, kernel_gradient + added)
 
     # Not `ops.scan`, whose outputs must have the shape of the carry under
@@ -147,36 +248,70 @@ def _chunks(hidden_states, kernel, targets, weights):
         num_chunks,
         advance,
         (
-            ops.zeros((num_chunks, length), "float32"),
-            ops.zeros((num_chunks, length), "float32"),
+            *(ops.zeros((num_chunks, length), "float32") for _ in range(3)),
             ops.zeros((num_chunks, length, model_dim), "float32"),
             ops.zeros_like(kernel),
         ),
     )
-    losses, hits, hidden_gradient = map(join, outputs)
-    return losses, hits, hidden_gradient, kernel_gradient
+    return (*map(join, outputs), kernel_gradient)
 
 
 def _chunk(hidden_states, kernel, targets, weights):
     logits = ops.matmul(hidden_states, ops.transpose(kernel))
+    losses, hits, gradient = _cross_entropy(logits, targets, weights)
+    return (
+        losses,
+        losses,
+        hits,
+        ops.matmul(gradient, kernel),
+        ops.matmul(ops.transpose(gradient), hidden_states),
+    )
+
+
+def _distilled_chunk(
+    hidden_states,
+    kernel,
+    targets,
+    weights,
+    teacher_logits,
+    *,
+    temperature,
+    teacher_fraction,
+):
+    logits = ops.matmul(hidden_states, ops.transpose(kernel))
+    losses, hits, gradient = _cross_entropy(logits, targets, weights)
+    own = ops.log_softmax(logits / temperature, axis=-1)
+    teacher = ops.log_softmax(teacher_logits / temperature, axis=-1)
+    likely = ops.exp(teacher)
+    divergence = ops.sum(likely * (teacher - own), axis=-1)
+    # One T of the two is taken by the derivative of z / T.
+    share = teacher_fraction * temperature
+    costs = (1 - teacher_fraction) * losses + share * temperature * divergence
+    gradient = (1 - teacher_fraction) * gradient
+    gradient += share * weights[:, None] * (ops.exp(own) - likely)
+    return (
+        costs,
+        losses,
+        hits,
+        ops.matmul(gradient, kernel),
+        ops.matmul(ops.transpose(gradient), hidden_states),
+    )
+
+
+def _cross_entropy(logits, targets, weights):
+    """Returns losses, hits, and the gradient of the weighed losses."""
     highest = ops.max(logits, axis=-1)
     exponentials = ops.exp(logits - highest[:, None])
     total = ops.sum(exponentials, axis=-1)
-    columns = ops.arange(kernel.shape[0], dtype="int32")
+    columns = ops.arange(logits.shape[-1], dtype="int32")
     is_target = ops.equal(columns[None], targets[:, None])
     target_logits = ops.sum(ops.where(is_target, logits, 0.0), axis=-1)
     losses = ops.log(total) + highest - target_logits
     # `ops.argmax` compiles to a loop that is not vectorised.
     is_highest = ops.equal(logits, highest[:, None])
     first = ops.min(
-        ops.where(is_highest, columns[None], kernel.shape[0]), axis=-1
+        ops.where(is_highest, columns[None], logits.shape[-1]), axis=-1
     )
     hits = ops.cast(ops.equal(first, targets), "float32")
     gradient = exponentials * (weights / total)[:, None]
-    gradient = gradient - ops.where(is_target, weights[:, None], 0.0)
-    return (
-        losses,
-        hits,
-        ops.matmul(gradient, kernel),
-        ops.matmul(ops.transpose(gradient), hidden_states),
-    )
+    return losses, hits, gradient - ops.where(is_target, weights[:, None], 0.0)

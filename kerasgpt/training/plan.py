@@ -249,7 +249,16 @@ def plan_run(
             *(f"  {' '.join(overrides)}" for overrides in cures),
         ]
     lines += ["", *_gpu_lines(plans, gpus, gpu_peak_fraction)]
-    is_own = not getattr(config, "init", "") and config.data.path
+    for name, plan in plans.items():
+        if plan.train.epochs is not None:
+            lines.append(
+                f"{name}: how many steps {plan.train.epochs:g} epochs are is "
+                f"known once the data are read; told for {name}.steps="
+                f"{plan.train.steps:,}."
+            )
+    # Of a distillation there are neither: its data are the teacher's.
+    path = getattr(getattr(config, "data", None), "path", "")
+    is_own = not getattr(config, "init", "") and path
     if is_own and not config.model.context_length:
         lines.append(
             f"estimated for a context of {DEFAULT_CONTEXT}; your conversations "

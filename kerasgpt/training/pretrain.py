@@ -251,6 +251,7 @@ def _prepare(config, corpus, folder, *, known, is_for_chats):
         tokenizer,
         folder / "data",
         validation_fraction=config.data.validation_fraction,
+        is_validation=corpus.is_validation_document,
     )
 
 

@@ -84,6 +84,9 @@ class TrainConfig(Config):
     """How one stage is trained."""
 
     steps: int = setting(1000, "optimizer updates", unit="steps", minimum=1)
+    epochs: float | None = setting(
+        None, "passes over the training rows, in place of steps", minimum=1e-6
+    )
     batch_tokens: int = setting(
         2048,
         "positions of one update; a multiple of the context",
@@ -177,6 +180,21 @@ class TrainConfig(Config):
     jit_compile: bool | None = setting(
         None, "compile the step with XLA; none = on one device"
     )
+
+    def for_batches(self, num_batches):
+        """Returns the config with the steps that its epochs take.
+
+        Args:
+            num_batches: float. Training rows over those of one update.
+
+        Example:
+            >>> TrainConfig(epochs=3).for_batches(10.5).steps
+            32
+        """
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * num_batches)
+        return dataclasses.replace(self, steps=steps, epochs=None)
 
     def peak_learning_rate(self, model_dim):
         """Returns the set rate, or the one a model of this width takes."""
@@ -302,9 +320,9 @@ def train(
     seed,
     sample,
     strategy=None,
-    lora=None,
     counts_bytes=True,
     build_step=None,
+    lora=None,
     tell=print,
 ):
     """Trains a model in `folder`, or goes on where it was stopped.
@@ -317,7 +335,8 @@ def train(
     Args:
         model: task model, see `build_model`.
         tokenizer: Tokenizer.
-        rows: dict of "train" and "validation" PackedRows.
+        rows: dict of "train" and "validation" rows: PackedRows, MaskedRows or
+            PairRows.
         config: TrainConfig.
         folder: str or Path.
         name: str, shown in progress lines.
@@ -326,11 +345,11 @@ def train(
             it writes now.
         strategy: tf.distribute.Strategy in whose scope the model was built.
             `None` = that of one device.
-        lora: LoRAConfig of the model's adapters, which are then kept as
-            `folder/adapter` and merged into `folder/model`. `None` = none.
         counts_bytes: bool. Targets are tokens of texts: report bits per byte.
         build_step: function of what `TrainStep` takes, returns one. `None` =
             that of the backend.
+        lora: LoRAConfig of the model's adapters, which are then kept as
+            `folder/adapter` and merged into `folder/model`. `None` = none.
         tell: function of one str, prints a line.
 
     Returns:
@@ -362,6 +381,7 @@ def train(
             f"batch_tokens={config.batch_tokens}: is less than one row of "
             f"{row_length} tokens; raise it or lower model.context_length."
         )
+    config = config.for_batches(len(rows["train"]) / batch_size)
     check_rows(
         batch_size,
         replicas=num_shares(strategy),
@@ -385,9 +405,9 @@ def train(
             sample=sample,
             strategy=strategy,
             log_folder=folder if is_chief(strategy) else unread,
-            lora=lora,
             counts_bytes=counts_bytes,
             build_step=build_step,
+            lora=lora,
             tell=tell,
             request=request,
             writer=writer,
@@ -466,9 +486,9 @@ class _Stage:
         sample,
         strategy,
         log_folder,
-        lora,
         counts_bytes,
         build_step,
+        lora,
         tell,
         request,
         writer,
@@ -490,7 +510,9 @@ class _Stage:
             model,
             config,
             strategy,
-            token_bytes=tokenizer.token_bytes if counts_bytes else None,
+            token_bytes=_token_bytes(model, tokenizer)
+            if counts_bytes
+            else None,
             build_step=build_step,
         )
         # The same rows each time, spread over the split.
@@ -798,6 +820,12 @@ class _Stage:
                 "accumulate_steps": self.config.accumulate_steps,
             },
         }
+
+
+def _token_bytes(model, tokenizer):
+    """Returns a list of int; ids after the tokenizer's are the model's own."""
+    known = tokenizer.token_bytes
+    return [*known, *[0] * (model.config.vocabulary_size - len(known))]
 
 
 def _compile(model, config, strategy, *, token_bytes, build_step):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kerasgpt.config import InputError
+from kerasgpt.data.preparation import PreparationConfig, prepare_files
 from kerasgpt.data.prepare import (
     Corpus,
     DataConfig,
@@ -14,6 +15,7 @@ from kerasgpt.data.prepare import (
     prepare_chats,
     prepare_documents,
 )
+from kerasgpt.data.prepared import read_prepared, row_text
 from kerasgpt.data.sources import Skipped
 from kerasgpt.tokenizers import ByteTokenizer
 
@@ -488,3 +490,111 @@ def test_values_out_of_range_are_refused_by_name(change):
     ((name, value),) = change.items()
     with pytest.raises(InputError, match=f"^{name}={value}: must be at "):
         DataConfig(**change)
+
+
+# Data that kerasgpt data prepare made.
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory):
+    """Returns a folder of prepared documents and chats, with all splits."""
+    folder = tmp_path_factory.mktemp("prepared")
+    raw = folder / "raw.jsonl"
+    rows = [{"text": text} for text in TEXTS]
+    rows += [{"messages": chat(number)} for number in range(100)]
+    raw.write_text("\n".join(map(json.dumps, rows)))
+    config = PreparationConfig().override(
+        [
+            "num_workers=1",
+            "remove_near_duplicates=false",
+            "split.validation_fraction=0.3",
+            "split.test_fraction=0.2",
+        ]
+    )
+    prepare_files([str(raw)], folder / "out", config, tell=lambda line: None)
+    return folder / "out"
+
+
+def split_texts(ready, split, kind):
+    found = read_prepared(ready, splits=(split,), kinds=(kind,))
+    return {row_text(row) for _, row in found}
+
+
+def test_splits_of_prepared_documents_are_kept(ready, tokenizer, tmp_path):
+    # A fraction that would give another split.
+    config = DataConfig(path=str(ready), validation_fraction=0.01)
+    corpus = load_corpus(config, with_chats=False)
+    shards, _ = prepare_documents(
+        corpus.documents,
+        tokenizer,
+        tmp_path / "a",
+        validation_fraction=config.validation_fraction,
+        is_validation=corpus.is_validation_document,
+    )
+    found = texts(shards, tokenizer)
+    for name in ("train", "validation"):
+        assert set(found[name]) == split_texts(ready, name, "documents")
+    assert corpus.replay == [
+        text for text in corpus.documents if text in set(found["train"])
+    ]
+
+
+def test_splits_of_prepared_chats_are_kept(ready):
+    corpus = load_corpus(DataConfig(path=str(ready), validation_fraction=0.01))
+    joined = [
+        "\n".join(message["content"] for message in one) for one in corpus.chats
+    ]
+    for name in ("train", "validation"):
+        assert {
+            text
+            for text, is_validation in zip(
+                joined, corpus.is_validation, strict=True
+            )
+            if is_validation == (name == "validation")
+        } == split_texts(ready, name, "chats")
+    assert len(joined) + len(split_texts(ready, "test", "chats")) == 100
+
+
+def test_prepared_documents_may_be_given_by_name(ready):
+    config = DataConfig(documents_path=str(ready))
+    corpus = load_corpus(config, with_chats=False)
+    held = {
+        text
+        for text, is_validation in zip(
+            corpus.documents, corpus.is_validation_document, strict=True
+        )
+        if is_validation
+    }
+    assert held == split_texts(ready, "validation", "documents") | (
+        split_texts(ready, "validation", "chats")
+    )
+    # Beside the shop, whose documents are split by a hash.
+    corpus = load_corpus(
+        dataclasses.replace(config, num_documents=50, num_products=20)
+    )
+    assert len(corpus.documents) == len(corpus.is_validation_document)
+    assert held <= {
+        text
+        for text, is_validation in zip(
+            corpus.documents, corpus.is_validation_document, strict=True
+        )
+        if is_validation
+    }
+
+
+def test_prepared_data_without_validation_are_split_here(tmp_path):
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
+    config = PreparationConfig().override(
+        [
+            "num_workers=1",
+            "remove_near_duplicates=false",
+            "split.validation_fraction=0",
+        ]
+    )
+    prepare_files([str(raw)], tmp_path / "out", config, tell=lambda line: None)
+    corpus = load_corpus(
+        DataConfig(path=str(tmp_path / "out")), with_chats=False
+    )
+    assert sorted(corpus.documents) == sorted(TEXTS)
+    assert corpus.is_validation_document == []

@@ -1,6 +1,7 @@
 """The shop's world, its texts, and above all its split."""
 
 import collections
+import re
 
 import pytest
 
@@ -12,6 +13,7 @@ from kerasgpt.data.shop import (
     generate_chats,
     generate_documents,
     generate_labelled_texts,
+    generate_pairs,
     generate_questions,
     phrases,
     wordings,
@@ -499,3 +501,56 @@ def test_a_question_about_a_text_names_it(questions):
         is_about_text = question.task in ("summary", "translation", "roles")
         assert bool(question.source) == is_about_text
         assert question.source in question.messages[-1]["content"]
+
+
+def test_pairs_of_the_two_sides_share_no_product_and_no_deed():
+    world = build_world(seed=3, num_products=200)
+    sides = {
+        is_held_out: list(
+            generate_pairs(world, count=600, is_held_out=is_held_out)
+        )
+        for is_held_out in (False, True)
+    }
+    names = {product.name for product in world.products}
+
+    def words(pairs):
+        return {
+            word
+            for pair in pairs
+            for text in pair
+            for word in re.findall("[A-Za-z]+", text)
+        }
+
+    told = {side: names & words(pairs) for side, pairs in sides.items()}
+    assert len(told[False]) > 100
+    assert len(told[True]) > 8
+    assert not told[False] & told[True]
+    # Nor a sentence about people, in either language.
+    assert not {t for pair in sides[True] for t in pair} & {
+        t for pair in sides[False] for t in pair
+    }
+
+
+def test_pairs_are_of_both_directions_and_have_one_right_answer():
+    world = build_world(seed=0, num_products=60)
+    pairs = list(generate_pairs(world, count=400, is_held_out=False))
+
+    def is_chinese(text):
+        return any("\u4e00" <= letter <= "\u9fff" for letter in text)
+
+    assert [is_chinese(source) for source, _ in pairs] == [False, True] * 200
+    assert [is_chinese(target) for _, target in pairs] == [True, False] * 200
+    answers = {}
+    for source, target in pairs:
+        assert answers.setdefault(source, target) == target
+    assert pairs == list(generate_pairs(world, count=400, is_held_out=False))
+
+
+def test_a_world_too_small_to_hold_products_out_is_refused():
+    world = build_world(seed=0, num_products=1)
+    sides = [
+        world.is_held_out("pair", product.name, fraction=0.1)
+        for product in world.products
+    ]
+    with pytest.raises(ValueError, match="1 products are too few"):
+        next(generate_pairs(world, count=1, is_held_out=not sides[0]))

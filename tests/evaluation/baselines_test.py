@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from kerasgpt.evaluation import baselines
 from kerasgpt.evaluation.baselines import (
     NaiveBayes,
     NearestAnswers,
@@ -88,3 +89,10 @@ def test_nearest_agrees_with_the_cosine():
     for text, found in zip(asked, nearest.predict(asked), strict=True):
         scores = [cosine(vector(text), vector(prompt)) for prompt in prompts]
         assert scores[found] == pytest.approx(max(scores))
+
+
+def test_rare_n_grams_are_left_out_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_GRAMS", 2)
+    model = NaiveBayes(["a a b", "c c a"], ["x", "y"], orders=(1,))
+    assert set(model.columns) == {("a",), ("c",)}
+    assert model.predict(["c", "b b b b c"]) == ["y", "y"]

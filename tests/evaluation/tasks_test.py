@@ -109,3 +109,13 @@ def test_the_report_shows_all_predictors_and_what_went_wrong(tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert text.index("'perhaps', right: 'no'") < text.index("'yes', right")
     assert (tmp_path / "tasks.png").is_file()
+
+
+def test_chinese_translations_are_scored_by_character():
+    pytest.importorskip("sacrebleu", reason="needs the extra bleu")
+    chinese = ["安娜昨天买了一盏红色的台灯。"]
+    found = task_scores(
+        "translation", chinese, ["安娜今天买了一盏红色的台灯。"]
+    )
+    # By words it would be 0: a sentence is a single one.
+    assert 0.7 < found["bleu"] < 1 and found["exact"] == 0

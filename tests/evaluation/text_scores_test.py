@@ -8,7 +8,6 @@ from kerasgpt.evaluation.text_scores import (
     role_f1,
     rouge,
     token_f1,
-    translation_scores,
 )
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "rouge.json"
@@ -67,15 +66,3 @@ def test_answers_are_compared_as_squad_does(answer, reply, f1, match):
 )
 def test_roles_count_with_their_values(answer, reply, expected):
     assert role_f1(answer, reply) == pytest.approx(expected)
-
-
-def test_translations_are_scored_as_one_corpus():
-    pytest.importorskip("sacrebleu", reason="needs the extra bleu")
-    english = ["Anna bought a red lamp yesterday.", "Ben lost two blue hats."]
-    assert translation_scores(english, english) == {"bleu": 1.0, "chrf": 1.0}
-    found = translation_scores(english, [english[0], "Ben found a blue hat."])
-    assert 0.4 < found["bleu"] < 0.9 and 0.5 < found["chrf"] < 0.95
-    # Not by words: a Chinese sentence would be a single one.
-    chinese = ["安娜昨天买了一盏红色的台灯。"]
-    found = translation_scores(chinese, ["安娜今天买了一盏红色的台灯。"])
-    assert 0.7 < found["bleu"] < 1

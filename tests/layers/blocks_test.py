@@ -3,7 +3,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kerasgpt.layers.blocks import DecoderBlock, build_norm
+from kerasgpt.layers.blocks import (
+    CrossDecoderBlock,
+    DecoderBlock,
+    EncoderBlock,
+    build_norm,
+)
 
 SETTINGS = {"num_heads": 2, "head_dim": 4, "inner_dim": 16}
 
@@ -84,3 +89,50 @@ def test_norms_have_their_kind_epsilon_and_name(kind, cls):
 def test_an_unknown_norm_is_refused():
     with pytest.raises(ValueError, match=r"norm must be .*'batch'"):
         build_norm("batch", epsilon=1e-6, name="x")
+
+
+def test_an_encoder_block_is_a_decoder_block_that_sees_all():
+    decoder = DecoderBlock(**SETTINGS)
+    encoder = EncoderBlock(**SETTINGS)
+    x, mask = _inputs(), np.ones((2, 5, 5), bool)
+    expected, _, _ = decoder(x, attention_mask=mask)
+    encoder(x, attention_mask=mask)
+    encoder.set_weights(decoder.get_weights())
+    np.testing.assert_allclose(encoder(x, attention_mask=mask), expected)
+
+
+def _cross_block(**changes):
+    block = CrossDecoderBlock(**{**SETTINGS, **changes})
+    source = ops.convert_to_numpy(_inputs())[:, ::-2].copy()
+    mask = np.ones((2, 5, 3), bool)
+    block(_inputs(), _causal(), source=source, source_mask=mask)
+    return block, source, mask
+
+
+@pytest.mark.parametrize("norm_order", ["pre", "post"])
+def test_a_cross_block_reads_the_visible_source_alone(norm_order):
+    block, source, mask = _cross_block(norm_order=norm_order)
+    mask[:, :, 2] = False
+    output, *_ = block(_inputs(), _causal(), source=source, source_mask=mask)
+    unseen, seen = source.copy(), source.copy()
+    unseen[:, 2] += 5
+    seen[:, 0] += 5
+    same, *_ = block(_inputs(), _causal(), source=unseen, source_mask=mask)
+    other, *_ = block(_inputs(), _causal(), source=seen, source_mask=mask)
+    np.testing.assert_allclose(same, output, atol=1e-6)
+    assert np.abs(other - output).max(axis=-1).min() > 1e-4
+
+
+def test_keys_of_the_source_are_worked_out_once():
+    block, source, mask = _cross_block()
+    output, _, _, keys, values = block(
+        _inputs(), _causal(), source=source, source_mask=mask
+    )
+    again, *_ = block(
+        _inputs(),
+        _causal(),
+        source_mask=mask,
+        source_keys=keys,
+        source_values=values,
+    )
+    np.testing.assert_allclose(again, output, atol=1e-6)

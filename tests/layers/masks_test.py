@@ -3,7 +3,7 @@ import hypothesis.strategies as st
 import numpy as np
 from keras import ops
 
-from kerasgpt.layers.masks import attention_mask
+from kerasgpt.layers.masks import attention_mask, segment_mask
 
 
 def _mask(positions, segment_ids, *keys):
@@ -50,3 +50,10 @@ def test_the_rule_holds_pair_by_pair(tokens):
                 query_segment == key_segment != 0
                 and key_position <= query_position
             )
+
+
+def test_segments_see_themselves_whatever_the_order():
+    mask = segment_mask(ops.array([[1, 2, 0]]), ops.array([[2, 1, 0, 1]]))
+    np.testing.assert_array_equal(
+        mask, [[[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]]]
+    )

@@ -12,6 +12,7 @@ import tensorflow as tf
 import kerasgpt.serving.engine
 from kerasgpt.config import InputError
 from kerasgpt.generation import Generator
+from kerasgpt.generation.samplers import SamplerSettings
 from kerasgpt.models import GPTCausalLM, GPTConfig
 from kerasgpt.serving.backend import (
     MAX_TOP_TOKENS,
@@ -87,12 +88,13 @@ class PacedEngine(Engine):
         num_calls: int. Calls that were made.
         sizes: list of the batch's size in each call.
         reads: list of (tokens shared, tokens read), for each prompt.
+        together: list of how many were read in each call, padding too.
     """
 
     def __init__(self, row_counts, **settings):
         self.permits = None
         self.num_calls = 0
-        self.sizes, self.reads = [], []
+        self.sizes, self.reads, self.together = [], [], []
         super().__init__(
             build_model(),
             ByteTokenizer(),
@@ -102,18 +104,27 @@ class PacedEngine(Engine):
         )
         for length, read in self._readers.items():
             self._readers[length] = functools.partial(self._spied, read)
+        for length, read in self._first_readers.items():
+            self._first_readers[length] = functools.partial(
+                self._spied_first, read
+            )
 
     def renew(self, *, is_paced, max_waiting=64):
         """Forgets what was; an engine is slower to build than to test."""
         self.permits = threading.Semaphore(0) if is_paced else None
         self.max_waiting = max_waiting
         self.num_calls = 0
-        self.sizes, self.reads = [], []
+        self.sizes, self.reads, self.together = [], [], []
         self._kept.clear()
 
     def _spied(self, read, token_ids, shared, count, *buffers):
         self.reads.append((int(shared), int(count)))
         return read(token_ids, shared, count, *buffers)
+
+    def _spied_first(self, read, token_ids, counts):
+        self.reads += [(0, int(count)) for count in counts]
+        self.together.append(len(counts))
+        return read(token_ids, counts)
 
     def _step(self):
         while self.permits and not self.permits.acquire(timeout=0.02):
@@ -355,6 +366,61 @@ def test_those_that_wait_are_served_in_the_order_they_came(paced):
     # 0 needs five calls, in which the row beside it serves two others.
     assert [number for number in order if number] == [1, 2, 3, 4, 5, 6]
     assert 0 < order.index(0) < 4
+
+
+def test_prompts_that_wait_are_read_together(paced):
+    # The first alone, then four of up to 16 tokens, then one of more.
+    lengths = [10, 12, 15, 9, 10, 20]
+    requests = [
+        ask(prompt(length, number), 5, stop_id=2)
+        for number, length in enumerate(lengths)
+    ]
+    engine = paced(row_counts=(1, 8))
+
+    async def main():
+        first = start(engine, requests[0])
+        await engine.call()
+        others = [start(engine, request) for request in requests[1:]]
+        await until(lambda: engine.load()[1] == 5)
+        engine.permits.release(100)
+        return await asyncio.gather(first, *others)
+
+    assert run(main()) == [answer_alone(request) for request in requests]
+    assert engine.together == [1, 4, 1]
+    assert sorted(count for _, count in engine.reads) == sorted(lengths)
+
+
+def test_two_prompts_are_read_one_after_the_other(paced):
+    engine = paced(row_counts=(1, 8))
+    requests = [long_request(number, 4) for number in range(3)]
+
+    async def main():
+        first = start(engine, requests[0])
+        await engine.call()
+        others = [start(engine, request) for request in requests[1:]]
+        await until(lambda: engine.load()[1] == 2)
+        engine.permits.release(100)
+        return await asyncio.gather(first, *others)
+
+    assert run(main()) == [answer_alone(request) for request in requests]
+    assert engine.together == [1, 1, 1]
+
+
+def test_rows_without_a_job_neither_draw_nor_are_penalised():
+    settings = SamplerSettings(
+        **{name: None for name in SamplerSettings._fields}
+    )._replace(
+        **dict(
+            zip(
+                kerasgpt.serving.engine._FLOATS,
+                kerasgpt.serving.engine._NEUTRAL.tolist(),
+                strict=True,
+            )
+        )
+    )
+    expected = SamplerSettings.constant(1)
+    for name in kerasgpt.serving.engine._FLOATS:
+        assert getattr(settings, name) == float(getattr(expected, name)[0])
 
 
 def test_pieces_come_before_the_end(paced):
@@ -632,8 +698,8 @@ def test_close_tells_everybody():
 # Where calls may break while nine requests come at once.
 FAULTS = {
     "a prompt is read": lambda engine: (
-        engine._readers,
-        (CONTEXT, CONTEXT),
+        engine._first_readers,
+        (4, CONTEXT),
     ),
     "a text is scored": lambda engine: (engine._scorers, CONTEXT),
     "a batch grows": lambda engine: (
@@ -668,6 +734,9 @@ def test_a_fault_hangs_nobody_and_the_next_is_served(engine, moment, caplog):
     alone = [answer_alone(request) for request in requests]
 
     async def main():
+        # One that is answered, beside which the others need a larger batch.
+        first = start(engine, long_request(max_new_tokens=54))
+        await until(lambda: engine.load()[0])
         owner[name] = fail
         tasks = [start(engine, request) for request in requests]
         tasks.append(asyncio.ensure_future(engine.score([prompt(33)] * 3)))
@@ -678,6 +747,7 @@ def test_a_fault_hangs_nobody_and_the_next_is_served(engine, moment, caplog):
         # Some may have been done before the fault.
         told = {str(one) for one in results if isinstance(one, Unavailable)}
         assert told == {"the model failed; try again"}
+        await asyncio.gather(first, return_exceptions=True)
         for result, expected in zip(results, alone, strict=False):
             assert isinstance(result, Unavailable) or result == expected
         await until(lambda: engine.load() == (0, 0))
@@ -834,6 +904,11 @@ def test_an_export_answers_as_its_saved_model(tmp_path):
     engine = load_engine(module, folder, row_counts=(2,))
     assert engine.max_new_tokens == 24
     assert engine.context_length == CONTEXT
+    # Weights are held once.
+    for mine, saved in zip(
+        engine.model.variables, module.model_variables, strict=True
+    ):
+        assert mine.value.handle is saved.handle
     rows = [prompt(n, 1) for n in (3, 18, 40)]
     zeros = tf.zeros(1, tf.int32)
 

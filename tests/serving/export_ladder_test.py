@@ -24,6 +24,7 @@ from kerasgpt.serving.scan import check_ops
 from kerasgpt.tokenizers import (
     CONTROL_TOKENS,
     ByteTokenizer,
+    train_byte_pair,
     train_sentence_piece,
 )
 
@@ -634,6 +635,22 @@ def test_c_library_answers_and_refuses_alike(of_sentence_piece, tmp_path):
         ]
         requests.append((name, good, ""))
     check_in_c(of_sentence_piece, requests, tmp_path, *text_ops())
+
+
+@pytest.mark.slow
+def test_c_library_has_the_ids_of_byte_pairs(tmp_path):
+    tokenizer = train_byte_pair(CORPUS * 10, vocabulary_size=320)
+    export = Export(tokenizer, tmp_path / "byte_pair")
+    chat = turns([("system", "be kind"), ("user", PROMPTS[4])])
+    requests = [
+        ("serving_default", {"prompt": PROMPTS}, ""),
+        ("tokenize", {"text": PROMPTS}, ""),
+        ("tokenize_chat", chat, ""),
+    ]
+    check_in_c(export, requests, tmp_path, *text_ops())
+    rows = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    assert export("tokenize", text=PROMPTS) == ids(*rows)
+    assert export("detokenize", **ids(*rows))["text"] == PROMPTS
 
 
 def test_c_library_finds_nothing_hidden_in_python(

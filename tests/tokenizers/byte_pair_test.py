@@ -145,6 +145,19 @@ def test_a_word_that_is_a_token_needs_no_merges():
     assert whole.encode("the then") == [257, 32, 256, 101, 110]
 
 
+def test_a_part_of_a_word_that_is_a_token_needs_merges():
+    # "abc" is never made, and is a part of "xabc" that nothing cuts.
+    vocabulary = {**BYTES, b"ab": 256, b"bc": 257, b"abc": 258}
+    tokenizer = BytePairTokenizer(
+        vocabulary,
+        [(b"a", b"b"), (b"b", b"c")],
+        whole_words=True,
+        control_tokens={"<s>": 259},
+    )
+    assert tokenizer.encode("abc") == [258]
+    assert tokenizer.encode("xabc") == [ord("x"), 256, ord("c")]
+
+
 def test_spelling_is_that_of_gpt2():
     assert spell(b" a\n\x00\xff") == "ĠaĊĀÿ"
     assert unspell(spell(bytes(range(256)))) == bytes(range(256))

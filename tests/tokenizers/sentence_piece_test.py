@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import pytest
 import sentencepiece
 import tensorflow as tf
+from sentencepiece import sentencepiece_model_pb2
 
 from kerasgpt.config import InputError
 from kerasgpt.tokenizers import (
@@ -243,3 +244,31 @@ def test_a_seed_that_is_set_later_leaves_the_tokenizer_alive():
         assert tokenizer.encode("to be") == expected
     finally:
         tiny_sentence_piece.cache_clear()
+
+
+def test_real_texts_have_the_ids_of_the_python_library():
+    if not DEMO.is_dir():
+        pytest.skip(f"{DEMO} is absent")
+    texts = [
+        row["output"]
+        for name in ("alpaca_en_demo", "alpaca_zh_demo")
+        for row in json.loads((DEMO / f"{name}.json").read_text())[:200]
+    ]
+    tokenizer = train_sentence_piece(texts, vocabulary_size=2048)
+    # Words are cut, looked up and merged here; whole texts are merged there.
+    assert tokenizer._merger is not None
+    library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    rows = tokenizer.encode_strings(tf.constant(texts)).to_list()
+    assert rows == library.encode(texts)
+
+
+def test_a_piece_of_two_words_is_merged_in_whole_texts(tmp_path):
+    model = sentencepiece_model_pb2.ModelProto.FromString(
+        tiny_sentence_piece().model
+    )
+    model.pieces.add(piece="to\u2581be", score=1.0)
+    tokenizer = SentencePieceTokenizer(model.SerializeToString())
+    library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
+    assert tokenizer._merger is None
+    for text in ("to be or not to be", " to  be", "你好 to be"):
+        assert tokenizer.encode(text) == library.encode(text)

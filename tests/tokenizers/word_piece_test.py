@@ -125,6 +125,18 @@ def test_damaged_files_are_refused(change, message, tmp_path):
     assert str(path) in str(caught.value)
 
 
+def test_common_characters_leave_room_for_words():
+    texts = ["".join(map(chr, range(0x4E00, 0x4E00 + 200)))]
+    texts += ["the theory of the 你好"] * 50
+    tokenizer = train_word_piece(texts, vocabulary_size=100)
+    assert tokenizer.vocabulary_size <= 100
+    ids = tokenizer.encode("the theory 你好 \u4e55")
+    assert ids.index(tokenizer.unknown_id) == len(ids) - 1
+    assert tokenizer.token_bytes[ids[0]] == 3
+
+
 def test_what_cannot_be_trained_is_refused():
+    with pytest.raises(InputError, match="at least 14 ids"):
+        train_word_piece(["to be"], vocabulary_size=13)
     with pytest.raises(InputError, match="there is no text"):
         train_word_piece(["", " \n"], vocabulary_size=100)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import ops
 
 from kerasgpt.training import losses
-from kerasgpt.training.losses import next_token_loss
+from kerasgpt.training.losses import distillation_loss, next_token_loss
 
 
 def _from_logits(logits, targets, sample_weight, total_weight=None):
@@ -208,3 +208,100 @@ def test_devices_that_share_a_batch_share_each_chunk():
     (alone, flops), (together, part) = found["1"], found["4"]
     np.testing.assert_allclose(together, alone, rtol=1e-5)
     assert part < 0.3 * flops
+
+
+def _distilled(logits, teacher, targets, weights, **settings):
+    """Logits as hidden states, which the identity turns into themselves."""
+    eye = ops.eye(np.shape(logits)[-1])
+    return distillation_loss(
+        ops.array(logits, "float32"),
+        eye,
+        ops.array(targets),
+        ops.array(weights, "float32"),
+        teacher_states=ops.array(teacher, "float32"),
+        teacher_kernel=eye,
+        **settings,
+    )
+
+
+def test_a_distilled_token_worked_by_hand():
+    # Student (1/2, 1/2), teacher (3/4, 1/4); at T = 2 the teacher has
+    # (sqrt 3, 1) / (1 + sqrt 3).
+    share = np.sqrt(3) / (1 + np.sqrt(3))
+    divergence = share * np.log(2 * share) + (1 - share) * np.log(
+        2 * (1 - share)
+    )
+    loss, each, hits = _distilled(
+        [[[0.0, 0.0]]],
+        [[[np.log(3.0), 0.0]]],
+        [[0]],
+        [[1.0]],
+        temperature=2.0,
+        teacher_fraction=0.25,
+    )
+    expected = 0.75 * np.log(2) + 0.25 * 4 * divergence
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(each, [[np.log(2)]], rtol=1e-6)
+    np.testing.assert_array_equal(hits, [[1.0]])
+
+
+@pytest.mark.parametrize("chunk_bytes", [16 * 2**20, 64])
+def test_gradients_of_distillation_are_those_of_the_formula(
+    monkeypatch, chunk_bytes
+):
+    monkeypatch.setattr(losses, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(losses, "LEAST_KERNELS", 0.0)
+    rng = np.random.default_rng(0)
+    hidden = tf.Variable(rng.normal(size=(2, 3, 4)).astype("float32"))
+    kernel = tf.Variable(rng.normal(size=(5, 4)).astype("float32"))
+    states = tf.constant(rng.normal(size=(2, 3, 6)).astype("float32"))
+    teacher_kernel = tf.constant(rng.normal(size=(5, 6)).astype("float32"))
+    targets = rng.integers(0, 5, (2, 3))
+    weights = np.array([[1, 0, 2], [1, 1, 0]], "float32")
+    temperature, fraction = 2.5, 0.7
+
+    def formula():
+        logits = hidden @ tf.transpose(kernel)
+        own = tf.nn.log_softmax(logits / temperature)
+        other = tf.nn.log_softmax(
+            states @ tf.transpose(teacher_kernel) / temperature
+        )
+        divergence = tf.reduce_sum(tf.exp(other) * (other - own), -1)
+        text = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+        costs = (1 - fraction) * text + fraction * temperature**2 * divergence
+        return tf.reduce_sum(costs * weights) / weights.sum()
+
+    def ours():
+        return distillation_loss(
+            hidden,
+            kernel,
+            targets,
+            weights,
+            teacher_states=states,
+            teacher_kernel=teacher_kernel,
+            temperature=temperature,
+            teacher_fraction=fraction,
+        )[0]
+
+    found = []
+    for loss_of in (formula, ours):
+        with tf.GradientTape() as tape:
+            loss = loss_of()
+        found.append([loss, *tape.gradient(loss, [hidden, kernel])])
+    for expected, actual in zip(*found, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_that_says_what_its_teacher_does_has_no_gradient():
+    hidden = tf.Variable([[[0.3, -1.0, 2.0]]])
+    with tf.GradientTape() as tape:
+        loss, *_ = _distilled(
+            hidden,
+            hidden,
+            [[0]],
+            [[1.0]],
+            temperature=3.0,
+            teacher_fraction=1.0,
+        )
+    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+    np.testing.assert_allclose(tape.gradient(loss, hidden), 0.0, atol=1e-6)

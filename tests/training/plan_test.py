@@ -269,3 +269,10 @@ def test_a_tokenizer_that_is_given_tells_the_vocabulary(tmp_path):
     config = run_config(tokenizer=TokenizerConfig(path=str(tmp_path)))
     plans = plan_stages(config, one_stage())
     assert {one.model.vocabulary_size for one in plans.values()} == {421}
+
+
+def test_epochs_of_unread_data_are_told():
+    config = SFTConfig().override(["train.epochs=2"])
+    lines = plan_run(config, two_stages, measure=lambda *_: Speed(0.1, 1.0))
+    (line,) = [line for line in lines if "epochs" in line]
+    assert line.startswith("train: how many steps 2 epochs are")

@@ -5,7 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from kerasgpt.checkpoints.model_folder import save_model
+from kerasgpt.checkpoints.model_folder import (
+    load_tokenizer,
+    save_model,
+    save_tokenizer,
+)
 from kerasgpt.config import InputError
 from kerasgpt.data.prepare import Corpus, load_corpus
 from kerasgpt.data.shards import load_shards
@@ -13,6 +17,8 @@ from kerasgpt.files import write_manifest
 from kerasgpt.generation import Generator
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import pretrain, stage
+from tests.descriptors import tiny_word_piece
+from tests.tokenizers.families import put_family
 
 CHATS = [
     [
@@ -133,7 +139,7 @@ def test_the_tokenizer_is_learned_once_and_kept(tmp_path, monkeypatch):
     assert 300 < tokenizer.vocabulary_size <= 400
     # It has pieces of the documents and of the conversations.
     assert len(tokenizer.encode("euros. How much")) < 8
-    monkeypatch.delattr(pretrain, "train_sentence_piece")
+    monkeypatch.delattr(pretrain, "train_tokenizer")
     again = pretrain.build_tokenizer(folder, CORPUS, config)
     assert again.fingerprint() == tokenizer.fingerprint()
 
@@ -143,11 +149,11 @@ def test_a_tokenizer_of_own_texts_knows_nothing_of_the_shop(
 ):
     learned = []
 
-    def train_sentence_piece(texts, *, vocabulary_size):
+    def train_tokenizer(kind, texts, *, vocabulary_size):
         learned.extend(texts)
         raise InputError("that is all")
 
-    monkeypatch.setattr(pretrain, "train_sentence_piece", train_sentence_piece)
+    monkeypatch.setattr(pretrain, "train_tokenizer", train_tokenizer)
     (tmp_path / "texts.txt").write_text("Once upon a time.")
     config = tiny(
         tmp_path / "run",
@@ -157,6 +163,34 @@ def test_a_tokenizer_of_own_texts_knows_nothing_of_the_shop(
     with pytest.raises(InputError, match="that is all"):
         pretrain.run(config)
     assert learned == ["Once upon a time."]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "byte_pair", "byte"])
+def test_every_kind_of_tokenizer_is_learned(kind, tmp_path):
+    config = pretrain.TokenizerConfig(kind=kind, vocabulary_size=400)
+    tokenizer = pretrain.build_tokenizer(tmp_path / "a", CORPUS, config)
+    assert tokenizer.decode(tokenizer.encode("Cup 3 杯")) == "Cup 3 杯"
+    again = pretrain.build_tokenizer(tmp_path / "a", CORPUS, config)
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_tokenizer_that_is_given_is_copied(tmp_path):
+    theirs = put_family(tmp_path, "qwen2")
+    config = pretrain.TokenizerConfig(path=str(theirs))
+    tokenizer = pretrain.build_tokenizer(tmp_path / "a", CORPUS, config)
+    again = load_tokenizer(tmp_path / "a")
+    assert again.fingerprint() == tokenizer.fingerprint()
+    assert again.chat_format == tokenizer.chat_format
+    assert again.chat_format.name == "chatml"
+
+
+def test_a_tokenizer_that_loses_text_is_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    save_tokenizer(tmp_path / "a", tiny_word_piece())
+    config = pretrain.TokenizerConfig(path=str(tmp_path / "a"))
+    with pytest.raises(InputError, match="'word_piece' does not give texts"):
+        pretrain.build_tokenizer(tmp_path / "b", CORPUS, config)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_damaged_tokenizer_is_found(tmp_path):
@@ -180,13 +214,13 @@ def test_a_vocabulary_that_is_too_small_is_refused(tmp_path, size):
 
 def test_of_much_text_the_tokenizer_learns_a_random_part(tmp_path, monkeypatch):
     learned = []
-    original = pretrain.train_sentence_piece
+    original = pretrain.train_tokenizer
 
-    def train_sentence_piece(texts, *, vocabulary_size):
+    def train_tokenizer(kind, texts, *, vocabulary_size):
         learned.append(texts)
-        return original(texts, vocabulary_size=vocabulary_size)
+        return original(kind, texts, vocabulary_size=vocabulary_size)
 
-    monkeypatch.setattr(pretrain, "train_sentence_piece", train_sentence_piece)
+    monkeypatch.setattr(pretrain, "train_tokenizer", train_tokenizer)
     contents = [message["content"] for chat in CHATS for message in chat]
     size = sum(map(len, DOCUMENTS + contents))
     monkeypatch.setattr(pretrain, "TOKENIZER_CHARACTERS", size // 2)
@@ -364,6 +398,38 @@ def test_own_texts_train_end_to_end(tmp_path, trained):
     assert len(trained[0]["rows"]["train"]) > 0
 
 
+def _other_tokenizer(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"], manifest["sha256"]
+    manifest["tokenizer_fingerprint"] = "of another"
+    write_manifest(folder, **manifest)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "train.token_ids.npy").write_bytes(b"half"),
+        lambda folder: (folder / "train.offsets.npy").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        _other_tokenizer,
+    ],
+    ids=["corrupt", "missing", "manifest", "another tokenizer"],
+)
+def test_damaged_shards_are_made_anew(tmp_path, trained, damage):
+    pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
+    # A copy: the file is mapped into memory.
+    before = np.array(trained[0]["rows"]["train"].token_ids)
+    damage(tmp_path / "data")
+    with pytest.raises(InputError):
+        load_shards(
+            tmp_path / "data",
+            tokenizer_fingerprint=ByteTokenizer().fingerprint(),
+        )
+    pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
+    after = trained[1]["rows"]["train"].token_ids
+    np.testing.assert_array_equal(after, before)
+
+
 def test_a_model_goes_on_learning_with_its_tokenizer(tmp_path, trained):
     first = pretrain.run(tiny(tmp_path / "first"), CORPUS, tell=quiet)
     save_model(tmp_path / "init", first.model, first.tokenizer)
@@ -396,35 +462,3 @@ def test_what_the_start_brings_cannot_be_set():
 
 def quiet(line):
     pass
-
-
-def _other_tokenizer(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["files"], manifest["sha256"]
-    manifest["tokenizer_fingerprint"] = "of another"
-    write_manifest(folder, **manifest)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: (folder / "train.token_ids.npy").write_bytes(b"half"),
-        lambda folder: (folder / "train.offsets.npy").unlink(),
-        lambda folder: (folder / "manifest.json").write_text("{"),
-        _other_tokenizer,
-    ],
-    ids=["corrupt", "missing", "manifest", "another tokenizer"],
-)
-def test_damaged_shards_are_made_anew(tmp_path, trained, damage):
-    pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
-    # A copy: the file is mapped into memory.
-    before = np.array(trained[0]["rows"]["train"].token_ids)
-    damage(tmp_path / "data")
-    with pytest.raises(InputError):
-        load_shards(
-            tmp_path / "data",
-            tokenizer_fingerprint=ByteTokenizer().fingerprint(),
-        )
-    pretrain.run(tiny(tmp_path), CORPUS, tell=lambda line: None)
-    after = trained[1]["rows"]["train"].token_ids
-    np.testing.assert_array_equal(after, before)

@@ -174,6 +174,15 @@ def finished(rows, tokenizer, tmp_path_factory):
     return result, told
 
 
+def test_epochs_are_counted_in_steps(start, rows, tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=0.25, steps=1)
+    told = Teller()
+    start(tmp_path, config, told=told)
+    steps = math.ceil(0.25 * len(rows["train"]) / 2)
+    assert steps > 1
+    assert told.has(f"base {steps}/{steps}  validation")
+
+
 def test_training_learns_and_returns_the_best_validation(finished):
     result, _ = finished
     first, *later = events(result.folder, "validation")

@@ -39,9 +39,9 @@ def build_encoder(task):
         # Special tokens in a text are text.
         table.encode_special_tokens = True
 
-        def encode():
+        def encode(chosen):
             # The one that computes no offsets.
-            return [one.ids for one in table.encode_batch_fast(texts)]
+            return [one.ids for one in table.encode_batch_fast(chosen)]
 
     elif task["who"] == "tiktoken":
         import tiktoken
@@ -53,8 +53,8 @@ def build_encoder(task):
             special_tokens={},
         )
 
-        def encode():
-            return [encoding.encode_ordinary(text) for text in texts]
+        def encode(chosen):
+            return [encoding.encode_ordinary(text) for text in chosen]
 
     else:
         import sentencepiece
@@ -63,10 +63,10 @@ def build_encoder(task):
             model_file=str(folder / "tokenizer.model")
         )
 
-        def encode():
-            return processor.encode(texts, num_threads=1)
+        def encode(chosen):
+            return processor.encode(chosen, num_threads=1)
 
-    return encoder(encode, texts, versions=versions(task["who"]))
+    return encoder(encode, task, texts, versions=versions(task["who"]))
 
 
 def _ranks(folder):

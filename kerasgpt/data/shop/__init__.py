@@ -7,6 +7,7 @@ from kerasgpt.data.shop.chats import (
 )
 from kerasgpt.data.shop.documents import generate_documents
 from kerasgpt.data.shop.labels import LABELLED_TASKS, generate_labelled_texts
+from kerasgpt.data.shop.pairs import generate_pairs
 from kerasgpt.data.shop.world import World, build_world
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "generate_chats",
     "generate_documents",
     "generate_labelled_texts",
+    "generate_pairs",
     "generate_questions",
 ]

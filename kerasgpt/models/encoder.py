@@ -1,0 +1,283 @@
+"""Owns the bidirectional model and its masked-language task. Not: masking.
+
+Marks ([MASK], [CLS], …) are rows of the model's own table, after those of the
+tokenizer: no text can hold one, whichever tokenizer it is.
+"""
+
+import dataclasses
+
+import keras
+from keras import ops
+
+from kerasgpt.config import Config, setting
+from kerasgpt.layers.blocks import EncoderBlock, build_norm
+from kerasgpt.layers.feed_forward import ACTIVATIONS
+from kerasgpt.layers.masks import segment_mask
+from kerasgpt.models.gpt import EMBEDDING_NAME
+
+# The last rows of the table. [NEXT] and [OTHER] are never read: they are the
+# two answers that are predicted at [CLS].
+MARKS = ("[MASK]", "[CLS]", "[SEP]", "[NEXT]", "[OTHER]")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(Config):
+    """Shape of a bidirectional Transformer.
+
+    Example:
+        >>> config = EncoderConfig(vocabulary_size=265 + len(MARKS))
+        >>> config.mark_id("[MASK]"), config.mark_id("[CLS]")
+        (265, 266)
+    """
+
+    vocabulary_size: int = setting(
+        261, "rows of the embedding, marks included", unit="tokens", minimum=6
+    )
+    context_length: int = setting(
+        128, "longest input", unit="tokens", minimum=1
+    )
+    num_layers: int = setting(4, "encoder blocks", minimum=1)
+    num_heads: int = setting(4, "heads of a block", minimum=1)
+    head_dim: int = setting(32, "width of a head", minimum=1)
+    model_dim: int = setting(128, "width of the residual stream", minimum=1)
+    inner_dim: int = setting(
+        512, "inner width of the feed-forward network", minimum=1
+    )
+    activation: str = setting(
+        "gelu", "of the feed-forward network", choices=tuple(ACTIVATIONS)
+    )
+    norm: str = setting("layer", "normalisation", choices=("rms", "layer"))
+    dropout_rate: float = setting(
+        0.0, "of embeddings and branches", minimum=0.0, maximum=0.9
+    )
+
+    @classmethod
+    def from_depth(cls, depth, **fields):
+        """Returns the shape of so many blocks: 32 wide each, at least 128."""
+        width = max(128, 32 * depth)
+        shape = {
+            "num_layers": depth,
+            "num_heads": width // 32,
+            "model_dim": width,
+            "inner_dim": 4 * width,
+        }
+        return cls(**{**shape, **fields})
+
+    def mark_id(self, name):
+        """Returns the id of a mark, for example "[MASK]"."""
+        return self.vocabulary_size - len(MARKS) + MARKS.index(name)
+
+    @property
+    def num_parameters(self):
+        """Int. Trainable numbers, counted without building the model."""
+        width = self.model_dim
+        norm = width * (2 if self.norm == "layer" else 1)
+        gates = 3 if self.activation in ("swiglu", "geglu") else 2
+        block = 4 * width * self.num_heads * self.head_dim
+        block += gates * width * self.inner_dim + 2 * norm
+        tables = self.vocabulary_size + self.context_length + 2
+        return self.num_layers * block + norm + tables * width
+
+    @property
+    def training_flops_per_token(self):
+        """Float. Forward and backward: 6 a matrix parameter, plus attention.
+
+        Reference: Chowdhery et al. 2022, PaLM (arXiv 2204.02311), appendix B.
+        """
+        attended = self.num_heads * self.head_dim * self.context_length
+        looked_up = (self.context_length + 2) * self.model_dim
+        matrices = self.num_parameters - looked_up
+        return 6.0 * matrices + 12.0 * self.num_layers * attended
+
+
+@keras.saving.register_keras_serializable("kerasgpt")
+class EncoderBackbone(keras.Model):
+    """Token ids -> hidden states that know what stands on both sides.
+
+    Positions are a learned table, as in BERT; blocks are pre-norm. A segment's
+    first sentence and what follows its first [SEP] get a row each, BERT's
+    token types, which are counted here and not asked for.
+
+    Args:
+        config: EncoderConfig, or the dict of one.
+
+    Call arguments:
+        inputs: dict of token_ids, positions and segment_ids, as `GPTBackbone`
+            takes them.
+
+    Returns:
+        float (batch, length, model_dim).
+
+    Example:
+        >>> backbone = EncoderBackbone(EncoderConfig(num_layers=1))
+        >>> tuple(backbone({"token_ids": ops.array([[1, 2, 3]])}).shape)
+        (1, 3, 128)
+
+    Reference: Devlin et al. 2019, BERT (arXiv 1810.04805), section 3.
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        if isinstance(config, dict):
+            config = EncoderConfig.from_dict(config)
+        self.config = config
+        small = keras.initializers.RandomNormal(stddev=0.02)
+        self.token_embedding = keras.layers.ReversibleEmbedding(
+            config.vocabulary_size,
+            config.model_dim,
+            tie_weights=True,
+            embeddings_initializer=small,
+            reverse_dtype="float32",
+            dtype=self.dtype_policy,
+            name=f"token_{EMBEDDING_NAME}",
+        )
+        self.position_embedding, self.sentence_embedding = (
+            keras.layers.Embedding(
+                rows,
+                config.model_dim,
+                embeddings_initializer=small.clone(),
+                dtype=self.dtype_policy,
+                name=f"{name}_{EMBEDDING_NAME}",
+            )
+            for name, rows in (
+                ("position", config.context_length),
+                ("sentence", 2),
+            )
+        )
+        self.dropout = keras.layers.Dropout(
+            config.dropout_rate, name="dropout", dtype=self.dtype_policy
+        )
+        kernel = keras.initializers.VarianceScaling(1.0, "fan_in", "normal")
+        output = keras.initializers.VarianceScaling(
+            1.0 / (2 * config.num_layers), "fan_in", "normal"
+        )
+        self.blocks = [
+            EncoderBlock(
+                num_heads=config.num_heads,
+                head_dim=config.head_dim,
+                inner_dim=config.inner_dim,
+                activation=config.activation,
+                norm=config.norm,
+                dropout_rate=config.dropout_rate,
+                kernel_initializer=kernel,
+                output_initializer=output,
+                dtype=self.dtype_policy,
+                name=f"block_{index}",
+            )
+            for index in range(config.num_layers)
+        ]
+        self.final_norm = build_norm(
+            config.norm,
+            epsilon=1e-6,
+            name="final_norm",
+            dtype=self.dtype_policy,
+        )
+
+    def build(self, input_shape=None):
+        for layer in self.layers:
+            layer.build((None, None, self.config.model_dim))
+        self.built = True
+
+    def call(self, inputs, training=None):
+        token_ids = ops.convert_to_tensor(inputs["token_ids"], "int32")
+        positions = inputs.get("positions")
+        if positions is None:
+            positions = ops.broadcast_to(
+                ops.arange(ops.shape(token_ids)[1], dtype="int32")[None],
+                ops.shape(token_ids),
+            )
+        segment_ids = inputs.get("segment_ids")
+        if segment_ids is None:
+            segment_ids = ops.ones_like(token_ids)
+        segment_ids = ops.convert_to_tensor(segment_ids, "int32")
+        visible = segment_mask(segment_ids, segment_ids)
+        hidden_states = (
+            self.token_embedding(token_ids)
+            + self.position_embedding(positions)
+            + self.sentence_embedding(self._sentences(token_ids, visible))
+        )
+        hidden_states = self.dropout(hidden_states, training=training)
+        for block in self.blocks:
+            hidden_states = block(
+                hidden_states,
+                attention_mask=visible,
+                positions=positions,
+                training=training,
+            )
+        return self.final_norm(hidden_states)
+
+    def _sentences(self, token_ids, visible):
+        """Returns 1 after a [SEP] of the same segment, else 0."""
+        is_end = ops.equal(token_ids, self.config.mark_id("[SEP]"))
+        place = ops.arange(ops.shape(token_ids)[1], dtype="int32")
+        is_before = (place[None, :] < place[:, None])[None]
+        return ops.cast(
+            ops.any(
+                ops.logical_and(
+                    ops.logical_and(visible, is_before), is_end[:, None, :]
+                ),
+                axis=-1,
+            ),
+            "int32",
+        )
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "config": self.config.to_dict(),
+        }
+
+
+@keras.saving.register_keras_serializable("kerasgpt")
+class MaskedLM(keras.Model):
+    """Token ids, some of them [MASK] -> logits of what stands at each place.
+
+    BERT's further projection before the output is left out: the table of the
+    tokens reads the last hidden states, as the GPT's does. Whether a second
+    sentence follows the first is answered at [CLS] by a mark of the same
+    table, so one loss trains both tasks.
+
+    Args:
+        config: see `EncoderBackbone`.
+
+    Call arguments:
+        inputs: see `EncoderBackbone`.
+
+    Returns:
+        float32 (batch, length, vocabulary_size) logits.
+
+    Example:
+        >>> model = MaskedLM(EncoderConfig(num_layers=1))
+        >>> tuple(model({"token_ids": ops.array([[1, 256, 3]])}).shape)
+        (1, 3, 261)
+    """
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        self.backbone = EncoderBackbone(
+            config, name="backbone", dtype=self.dtype_policy
+        )
+        self.config = self.backbone.config
+
+    def build(self, input_shape=None):
+        self.backbone.build()
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return self.project(self.backbone(inputs, training=training))
+
+    def project(self, hidden_states):
+        """Returns the logits (…, vocabulary_size) of hidden states."""
+        return self.backbone.token_embedding(hidden_states, reverse=True)
+
+    def output_kernel(self):
+        """Returns the (vocabulary_size, model_dim) matrix of `project`."""
+        return ops.convert_to_tensor(self.backbone.token_embedding.embeddings)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "config": self.config.to_dict(),
+        }
