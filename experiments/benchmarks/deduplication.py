@@ -61,7 +61,8 @@ def build_task(config, language):
         "num_texts": config.num_texts,
         "threshold": config.threshold,
         "num_permutations": config.num_permutations,
-        "num_bands": 21,
+        # Of rensa, whose bands are of one size; candidates are checked.
+        "num_bands": config.num_permutations // 4,
         "shingle_length": 5,
         "seed": 0,
     }
