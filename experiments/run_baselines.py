@@ -97,7 +97,7 @@ class BaselinesConfig(Config):
             batch_tokens=2048,
             evaluate_steps=250,
             log_steps=50,
-            # Its loop over steps is faster without XLA (experiments/LOG.md).
+            # A loop over steps: no gain from XLA was seen.
             jit_compile=False,
         ),
         "the training of the LSTM; GRU and RNN take more steps, for as many "

@@ -62,10 +62,10 @@ class NGramModel:
 
     Where a row has fewer tokens than the context, these are the context.
 
-    Hand-written: `nltk.lm.KneserNeyInterpolated` has one discount for all
-    counts, and looks through every gram for each probability: 12 characters a
-    second with 100,000 counted and order 5, where this scores 230,000
-    (experiments/LOG.md). KenLM's estimator is a program to be compiled.
+    Hand-written: `nltk.lm.KneserNeyInterpolated`, whose probabilities the
+    tests compare with, has one discount for all counts and looks through all
+    longer grams for each probability. KenLM's estimator is a program to be
+    compiled.
 
     Args:
         order: int, from 0 to 5. Tokens of a gram; 1 = without context, 0 =
