@@ -15,7 +15,7 @@ from kerasgpt.generation.samplers import (
     likeliest,
     penalise,
 )
-from kerasgpt.generation.token_step import TokenStep, join_projections
+from kerasgpt.generation.token_step import join_projections, token_reader
 from kerasgpt.layers.cache import slot_writer
 from kerasgpt.tokenizers.chat_template import ChatTemplate
 from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS
@@ -179,10 +179,10 @@ def decode(
     Returns:
         DecodeState.
     """
-    read = TokenStep(
+    read = token_reader(
         model,
         joined or join_projections(model),
-        ops.shape(state.cache.keys[0])[2],
+        state.cache,
         slot_writer=slot_writer,
     )
     rows = ops.arange(ops.shape(state.lengths)[0], dtype="int32")

@@ -13,6 +13,7 @@ from keras import ops
 from kerasgpt.layers.attention import MASKED_SCORE
 from kerasgpt.layers.cache import KVCache, slot_writer
 from kerasgpt.layers.feed_forward import ACTIVATIONS
+from kerasgpt.models.gpt import GPTCausalLM
 
 
 class JoinedProjection(NamedTuple):
@@ -33,8 +34,11 @@ def join_projections(model):
     """Returns a JoinedProjection for each block of a GPTCausalLM.
 
     They hold copies: of what the model is now, and to be had once a call and
-    not once a token. Scores are scaled here, in the query's columns.
+    not once a token. Scores are scaled here, in the query's columns. A model
+    of another kind has none.
     """
+    if not isinstance(model, GPTCausalLM):
+        return ()
     return tuple(_joined(block.attention) for block in model.backbone.blocks)
 
 
@@ -72,6 +76,32 @@ def _joined(attention):
         )
     kernel = join([ops.convert_to_tensor(one.kernel) for one in kinds])
     return JoinedProjection(kernel, bias, gain)
+
+
+def token_reader(model, joined, cache, *, slot_writer=slot_writer):
+    """Returns what reads one token a row: of a GPT, a `TokenStep`.
+
+    Args:
+        model: task model that continues texts.
+        joined: what `join_projections` returned for it.
+        cache: of the model; it tells the slots.
+        slot_writer: see `GPTBackbone`.
+    """
+    if isinstance(model, GPTCausalLM):
+        return TokenStep(
+            model,
+            joined,
+            ops.shape(cache.keys[0])[2],
+            slot_writer=slot_writer,
+        )
+
+    def read(token_ids, positions, cache):
+        inputs = {"token_ids": token_ids, "positions": positions}
+        inputs = {name: value[:, None] for name, value in inputs.items()}
+        logits, cache = model(inputs, cache=cache)
+        return logits[:, 0], cache
+
+    return read
 
 
 class TokenStep:
