@@ -269,9 +269,11 @@ class MultiHeadAttention(keras.layers.Layer):
         highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
         exponentials = ops.where(mask, ops.exp(scores - highest), 0.0)
         # Divided by their sum after they weigh the values: a number a row and
-        # not one a score is divided, forward and backward. A visible row has
-        # exp(0) in its sum; a masked one is all zeros.
-        total = ops.maximum(ops.sum(exponentials, axis=-1, keepdims=True), 1.0)
+        # not one a score is divided, forward and backward. A masked row is all
+        # zeros. No maximum with 1: where one key is seen the sum is 1, and JAX
+        # would pass on half of its gradient.
+        total = ops.sum(exponentials, axis=-1, keepdims=True)
+        total = ops.where(total > 0.0, total, 1.0)
         attended = ops.matmul(ops.cast(exponentials, value.dtype), value)
         return ops.reshape(
             attended / ops.cast(total, attended.dtype),
