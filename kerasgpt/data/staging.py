@@ -7,7 +7,7 @@ settings. So a second run finds what the first one made, whole or not at all.
 
     rows.jsonl.zst    cleaned documents and conversations that were kept
     hashes.npy        uint64 (rows, 2), of exact duplicates
-    signatures.npy    uint16 (rows, permutations), of near ones
+    signatures.npy    uint8 (rows, bins), of near ones
     left_out.jsonl.zst    what was not: {"location", "rule", "text"}
     counts.json       what came in, what each rule found and dropped
 """
@@ -43,7 +43,7 @@ from kerasgpt.files import (
     write_manifest,
 )
 
-VERSION = "1"
+VERSION = "2"
 # Characters and rows sent to a process at once: half a second of cleaning,
 # which pays for the sending, and little memory.
 BATCH_CHARACTERS, BATCH_ROWS = 1_000_000, 2_000
@@ -122,7 +122,7 @@ def clean_documents(documents, config):
 
     Returns:
         list of (row or None, Cleaned), one a document; uint64 (kept, 2)
-        hashes; uint16 (kept, permutations) signatures, of the rows kept.
+        hashes; uint8 (kept, bins) signatures, of the rows kept.
     """
     results, texts = [], []
     for document in documents:
@@ -142,8 +142,7 @@ def clean_documents(documents, config):
             }
             texts.append(cleaned.text)
         results.append((row, cleaned))
-    width = config.near.num_permutations
-    signatures = np.zeros((0, width), np.uint16)
+    signatures = np.zeros((0, config.near.num_bins), np.uint8)
     if config.remove_near_duplicates:
         signatures = sign_texts(texts, config.near)
     return results, hash_texts(texts), signatures
@@ -249,7 +248,7 @@ def stage_input(one, folder, config, clean_all):
     """
     counts = Counts()
     hashes = [np.zeros((0, 2), np.uint64)]
-    signatures = [np.zeros((0, config.near.num_permutations), np.uint16)]
+    signatures = [np.zeros((0, config.near.num_bins), np.uint8)]
     with atomic_folder(folder, overwrite=True) as temporary:
         with (
             RowWriter(temporary / "rows.jsonl.zst") as writer,

@@ -149,4 +149,4 @@ def test_what_is_damaged_is_told(one, tmp_path):
 def test_without_near_duplicates_nothing_is_signed(one, tmp_path):
     config = StagingConfig(remove_near_duplicates=False)
     stage(one, tmp_path / "staged", config)
-    assert load_staged(tmp_path / "staged")[2].shape == (0, 128)
+    assert load_staged(tmp_path / "staged")[2].shape == (0, 512)
