@@ -661,6 +661,14 @@ class _Stage:
         begin -= begin % config.evaluate_steps
         end = min(begin + config.evaluate_steps, config.steps)
         self.log.start(self.step, begin=begin, end=end, sums=progress.sums)
+
+        def finish_saving(batch, logs=None):
+            # Before the last steps, so that a checkpoint is whole when the
+            # next is due: a kill costs less than two intervals.
+            last = self.step + batch + self.step_model.steps_per_execution
+            if last >= end:
+                self.writer.wait()
+
         self.step_model.fit(
             build_training_dataset(
                 self.rows["train"],
@@ -668,7 +676,13 @@ class _Stage:
                 start_step=self.step + progress.data_offset,
                 num_steps=end + progress.data_offset,
             ),
-            callbacks=[self.log, self.watch],
+            callbacks=[
+                self.log,
+                self.watch,
+                keras.callbacks.LambdaCallback(
+                    on_train_batch_begin=finish_saving
+                ),
+            ],
             shuffle=False,
             verbose=0,
         )

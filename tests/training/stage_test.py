@@ -274,6 +274,36 @@ def test_of_the_states_the_last_ones_are_kept(start, tmp_path):
     }
 
 
+class StateLog(ProgressLog):
+    """Notes which checkpoints are whole when an event is told."""
+
+    whole = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        states = list_run_states(self.folder / "checkpoints")
+        self.whole[self.step] = [int(path.name[-8:]) for path in states]
+
+
+def test_a_slow_disk_costs_less_than_two_intervals(
+    start, tmp_path, monkeypatch
+):
+    save = stage.save_run_state
+
+    def save_slowly(*args, **fields):
+        time.sleep(0.5)
+        save(*args, **fields)
+
+    monkeypatch.setattr(stage, "save_run_state", save_slowly)
+    monkeypatch.setattr(stage, "ProgressLog", StateLog)
+    monkeypatch.setattr(StateLog, "whole", whole := {})
+    start(tmp_path, dataclasses.replace(CONFIG, evaluate_steps=2))
+    assert set(whole) >= {4, 6, 8}
+    for step, states in whole.items():
+        if step > 2:
+            assert max(states) > step - 4
+
+
 def assert_same_end(one, other):
     """Asserts that two stages ended alike, to the last bit."""
     assert one.metrics == other.metrics
