@@ -53,11 +53,18 @@ def test_two_documents_in_one_row_written_out():
     assert packed.used_fraction == 0.8
 
 
-def test_best_fit_leaves_the_row_with_least_room():
+def test_a_row_is_filled_by_what_fits_it_best():
     # Positions 4, 3, 2, 1 in rows of 5: the 2 joins the 3, the 1 the 4.
     packed = _pack([[1] * 5, [2] * 4, [3] * 3, [4] * 2], 5)
     rows = _rows(packed)
     assert rows["token_ids"].tolist() == [[1, 1, 1, 1, 4], [2, 2, 2, 3, 3]]
+    assert packed.used_fraction == 1.0
+
+
+def test_three_fill_what_the_longest_fit_would_not():
+    # Best fit, longest first, joins the two of 4 and needs 3 rows of 10.
+    packed = _pack([[7] * (n + 1) for n in (4, 4, 3, 3, 3, 3)], 10)
+    assert len(packed) == 2
     assert packed.used_fraction == 1.0
 
 
@@ -146,9 +153,8 @@ def test_the_mask_of_a_token_is_the_weight_of_its_target(lengths, seed):
 
 
 def test_the_shop_fills_its_rows():
-    # The documents, vocabulary and context of a default run; fewer documents
-    # leave fewer short ones to fill the last gaps.
-    texts = [*generate_documents(build_world(), count=40_000)]
+    # The vocabulary and context of a default run, a tenth of its documents.
+    texts = [*generate_documents(build_world(), count=4_000)]
     tokenizer = train_sentence_piece(texts[:1500], vocabulary_size=2048)
     rows = [[2, *ids, 3] for ids in tokenizer.encode_batch(texts)]
     token_ids = np.concatenate(rows)
@@ -158,4 +164,4 @@ def test_the_shop_fills_its_rows():
         np.cumsum([0, *map(len, rows)]),
         row_length=256,
     )
-    assert packed.used_fraction >= 0.99
+    assert packed.used_fraction >= 0.995
