@@ -13,7 +13,14 @@ from kerasgpt.config import Config, setting
 from kerasgpt.layers.blocks import EncoderBlock, build_norm
 from kerasgpt.layers.feed_forward import ACTIVATIONS
 from kerasgpt.layers.masks import segment_mask
-from kerasgpt.models.gpt import EMBEDDING_NAME
+from kerasgpt.models.gpt import GPTConfig
+from kerasgpt.models.tied_lm import (
+    EMBEDDING_NAME,
+    ConfiguredModel,
+    TiedLM,
+    build_table,
+    read_rows,
+)
 
 # The last rows of the table. [NEXT] and [OTHER] are never read: they are the
 # two answers that are predicted at [CLS].
@@ -21,22 +28,21 @@ MARKS = ("[MASK]", "[CLS]", "[SEP]", "[NEXT]", "[OTHER]")
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig(Config):
-    """Shape of a bidirectional Transformer.
+class StackConfig(Config):
+    """Shape of stacks of blocks that all have one width.
 
     Example:
-        >>> config = EncoderConfig(vocabulary_size=265 + len(MARKS))
-        >>> config.mark_id("[MASK]"), config.mark_id("[CLS]")
-        (265, 266)
+        >>> StackConfig.from_depth(6).model_dim
+        192
     """
 
     vocabulary_size: int = setting(
-        261, "rows of the embedding, marks included", unit="tokens", minimum=6
+        256, "rows of the embedding", unit="tokens", minimum=1
     )
     context_length: int = setting(
         128, "longest input", unit="tokens", minimum=1
     )
-    num_layers: int = setting(4, "encoder blocks", minimum=1)
+    num_layers: int = setting(2, "blocks of a stack", minimum=1)
     num_heads: int = setting(4, "heads of a block", minimum=1)
     head_dim: int = setting(32, "width of a head", minimum=1)
     model_dim: int = setting(128, "width of the residual stream", minimum=1)
@@ -62,6 +68,29 @@ class EncoderConfig(Config):
             "inner_dim": 4 * width,
         }
         return cls(**{**shape, **fields})
+
+    def as_decoder(self, num_layers, **fields):
+        """Returns the GPTConfig of so many such blocks, which cost alike."""
+        names = {field.name for field in dataclasses.fields(GPTConfig)}
+        shared = {k: v for k, v in self.to_dict().items() if k in names}
+        heads = {"num_layers": num_layers, "num_kv_heads": self.num_heads}
+        return GPTConfig(**{**shared, **heads, **fields})
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(StackConfig):
+    """Shape of a bidirectional Transformer.
+
+    Example:
+        >>> config = EncoderConfig(vocabulary_size=265 + len(MARKS))
+        >>> config.mark_id("[MASK]"), config.mark_id("[CLS]")
+        (265, 266)
+    """
+
+    vocabulary_size: int = setting(
+        261, "rows of the embedding, marks included", unit="tokens", minimum=6
+    )
+    num_layers: int = setting(4, "encoder blocks", minimum=1)
 
     def mark_id(self, name):
         """Returns the id of a mark, for example "[MASK]"."""
@@ -91,7 +120,7 @@ class EncoderConfig(Config):
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class EncoderBackbone(keras.Model):
+class EncoderBackbone(ConfiguredModel):
     """Token ids -> hidden states that know what stands on both sides.
 
     Positions are a learned table, as in BERT; blocks are pre-norm. A segment's
@@ -116,21 +145,13 @@ class EncoderBackbone(keras.Model):
     Reference: Devlin et al. 2019, BERT (arXiv 1810.04805), section 3.
     """
 
+    config_class = EncoderConfig
+
     def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-        if isinstance(config, dict):
-            config = EncoderConfig.from_dict(config)
-        self.config = config
+        super().__init__(config, **kwargs)
+        config = self.config
         small = keras.initializers.RandomNormal(stddev=0.02)
-        self.token_embedding = keras.layers.ReversibleEmbedding(
-            config.vocabulary_size,
-            config.model_dim,
-            tie_weights=True,
-            embeddings_initializer=small,
-            reverse_dtype="float32",
-            dtype=self.dtype_policy,
-            name=f"token_{EMBEDDING_NAME}",
-        )
+        self.token_embedding = build_table(config, small, self.dtype_policy)
         self.position_embedding, self.sentence_embedding = (
             keras.layers.Embedding(
                 rows,
@@ -173,23 +194,8 @@ class EncoderBackbone(keras.Model):
             dtype=self.dtype_policy,
         )
 
-    def build(self, input_shape=None):
-        for layer in self.layers:
-            layer.build((None, None, self.config.model_dim))
-        self.built = True
-
     def call(self, inputs, training=None):
-        token_ids = ops.convert_to_tensor(inputs["token_ids"], "int32")
-        positions = inputs.get("positions")
-        if positions is None:
-            positions = ops.broadcast_to(
-                ops.arange(ops.shape(token_ids)[1], dtype="int32")[None],
-                ops.shape(token_ids),
-            )
-        segment_ids = inputs.get("segment_ids")
-        if segment_ids is None:
-            segment_ids = ops.ones_like(token_ids)
-        segment_ids = ops.convert_to_tensor(segment_ids, "int32")
+        token_ids, positions, segment_ids = read_rows(inputs)
         visible = segment_mask(segment_ids, segment_ids)
         hidden_states = (
             self.token_embedding(token_ids)
@@ -221,16 +227,9 @@ class EncoderBackbone(keras.Model):
             "int32",
         )
 
-    def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-        }
-
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class MaskedLM(keras.Model):
+class MaskedLM(TiedLM):
     """Token ids, some of them [MASK] -> logits of what stands at each place.
 
     BERT's further projection before the output is left out: the table of the
@@ -253,31 +252,8 @@ class MaskedLM(keras.Model):
         (1, 3, 261)
     """
 
-    def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-        self.backbone = EncoderBackbone(
-            config, name="backbone", dtype=self.dtype_policy
-        )
-        self.config = self.backbone.config
-
-    def build(self, input_shape=None):
-        self.backbone.build()
-        self.built = True
+    config_class = EncoderConfig
+    backbone_class = EncoderBackbone
 
     def call(self, inputs, training=None):
         return self.project(self.backbone(inputs, training=training))
-
-    def project(self, hidden_states):
-        """Returns the logits (…, vocabulary_size) of hidden states."""
-        return self.backbone.token_embedding(hidden_states, reverse=True)
-
-    def output_kernel(self):
-        """Returns the (vocabulary_size, model_dim) matrix of `project`."""
-        return ops.convert_to_tensor(self.backbone.token_embedding.embeddings)
-
-    def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-        }
