@@ -13,6 +13,7 @@ from kerasgpt.layers import (
     EncoderBlock,
     FeedForward,
     MultiHeadAttention,
+    OutputTransform,
     RecurrentLayer,
     RotaryEmbedding,
 )
@@ -34,6 +35,7 @@ from kerasgpt.models import (
     Seq2SeqLM,
     TextClassifier,
 )
+from kerasgpt.models.tied_lm import ConfiguredModel, TiedLM
 from kerasgpt.tokenizers import (
     BytePairTokenizer,
     ByteTokenizer,
@@ -89,6 +91,19 @@ def tiny_encoder(**changes):
         "inner_dim": 16,
     }
     return EncoderConfig(**{**fields, **changes})
+
+
+def tiny_bert(**changes):
+    """Returns an `EncoderConfig` as BERT has it, with some fields changed."""
+    fields = {
+        "norm_order": "post",
+        "norm_epsilon": 1e-12,
+        "embedding_norm": True,
+        "use_bias": True,
+        "output_transform": True,
+        "mark_ids": (4, 2, 3),
+    }
+    return tiny_encoder(**{**fields, **changes})
 
 
 def tiny_encoder_decoder(**changes):
@@ -220,6 +235,11 @@ LAYERS = (
         _cross_inputs,
     ),
     Subject(
+        OutputTransform,
+        lambda: OutputTransform(10),
+        lambda: (_hidden_states(BATCH, LENGTH, WIDTH), {}),
+    ),
+    Subject(
         RecurrentLayer,
         lambda: RecurrentLayer("gru", 6),
         lambda: (
@@ -231,6 +251,7 @@ LAYERS = (
 BACKBONES = (
     Subject(GPTBackbone, lambda: GPTBackbone(tiny_config()), _tokens),
     Subject(EncoderBackbone, lambda: EncoderBackbone(tiny_encoder()), _tokens),
+    Subject(EncoderBackbone, lambda: EncoderBackbone(tiny_bert()), _tokens),
     Subject(
         EncoderDecoderBackbone,
         lambda: EncoderDecoderBackbone(tiny_encoder_decoder()),
@@ -254,6 +275,7 @@ TASKS = (
         TrainStep,
     ),
     Subject(MaskedLM, lambda: MaskedLM(tiny_encoder()), _tokens, TrainStep),
+    Subject(MaskedLM, lambda: MaskedLM(tiny_bert()), _tokens, TrainStep),
     Subject(
         Seq2SeqLM,
         lambda: Seq2SeqLM(tiny_encoder_decoder()),
@@ -276,4 +298,4 @@ TOKENIZERS = (
 # Those that need not give a text back.
 PIECE_TOKENIZERS = (Subject(WordPieceTokenizer, tiny_word_piece),)
 # Public Keras classes that are part of another one listed above.
-NOT_ALONE = (RecurrentCell,)
+NOT_ALONE = (ConfiguredModel, RecurrentCell, TiedLM)

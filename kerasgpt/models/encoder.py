@@ -9,10 +9,11 @@ import dataclasses
 import keras
 from keras import ops
 
-from kerasgpt.config import Config, setting
+from kerasgpt.config import Config, InputError, setting
 from kerasgpt.layers.blocks import EncoderBlock, build_norm
 from kerasgpt.layers.feed_forward import ACTIVATIONS
 from kerasgpt.layers.masks import segment_mask
+from kerasgpt.layers.output_transform import OutputTransform
 from kerasgpt.models.gpt import GPTConfig
 from kerasgpt.models.tied_lm import (
     EMBEDDING_NAME,
@@ -22,8 +23,8 @@ from kerasgpt.models.tied_lm import (
     read_rows,
 )
 
-# The last rows of the table. [NEXT] and [OTHER] are never read: they are the
-# two answers that are predicted at [CLS].
+# [NEXT] and [OTHER] are never read: they are the two answers that are
+# predicted at [CLS].
 MARKS = ("[MASK]", "[CLS]", "[SEP]", "[NEXT]", "[OTHER]")
 
 
@@ -91,21 +92,78 @@ class EncoderConfig(StackConfig):
         261, "rows of the embedding, marks included", unit="tokens", minimum=6
     )
     num_layers: int = setting(4, "encoder blocks", minimum=1)
+    norm_order: str = setting(
+        "pre",
+        "normalise what enters a branch, or (post) its sum with the input",
+        choices=("pre", "post"),
+    )
+    norm_epsilon: float = setting(1e-6, "added to the variance", minimum=0.0)
+    embedding_norm: bool = setting(False, "normalise what the tables give")
+    use_bias: bool = setting(False, "biases in all projections of the blocks")
+    output_transform: bool = setting(
+        False,
+        "a projection, an activation and a norm before the table is read "
+        "again, and a bias for each token",
+    )
+    # A list in JSON, which knows no tuples.
+    mark_ids: list | tuple = setting(
+        (), "ids of MARKS, or of the first three; empty = the last rows"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        ids = tuple(self.mark_ids)
+        if ids and (
+            len(ids) not in (3, len(MARKS))
+            or len(set(ids)) < len(ids)
+            or not all(
+                type(one) is int and 0 <= one < self.vocabulary_size
+                for one in ids
+            )
+        ):
+            raise InputError(
+                f"mark_ids={list(ids)}: must be 3 or {len(MARKS)} different "
+                f"ids below vocabulary_size={self.vocabulary_size}."
+            )
+        if self.output_transform and self.activation in ("swiglu", "geglu"):
+            raise InputError(
+                f"output_transform=true: needs an activation without a gate; "
+                f"received {self.activation}."
+            )
+        object.__setattr__(self, "mark_ids", ids)
 
     def mark_id(self, name):
-        """Returns the id of a mark, for example "[MASK]"."""
-        return self.vocabulary_size - len(MARKS) + MARKS.index(name)
+        """Returns the id of a mark, for example "[MASK]".
+
+        Raises:
+            InputError: if the model has no such mark.
+        """
+        first = self.vocabulary_size - len(MARKS)
+        ids = self.mark_ids or range(first, self.vocabulary_size)
+        index = MARKS.index(name)
+        if index >= len(ids):
+            raise InputError(
+                f"the model has no {name}: it is not asked whether a sentence "
+                f"follows another."
+            )
+        return ids[index]
 
     @property
     def num_parameters(self):
         """Int. Trainable numbers, counted without building the model."""
-        width = self.model_dim
+        width, query = self.model_dim, self.num_heads * self.head_dim
         norm = width * (2 if self.norm == "layer" else 1)
         gates = 3 if self.activation in ("swiglu", "geglu") else 2
-        block = 4 * width * self.num_heads * self.head_dim
+        block = 4 * width * query
         block += gates * width * self.inner_dim + 2 * norm
+        if self.use_bias:
+            block += 3 * query + 2 * width + (gates - 1) * self.inner_dim
         tables = self.vocabulary_size + self.context_length + 2
-        return self.num_layers * block + norm + tables * width
+        norms = (self.norm_order == "pre") + self.embedding_norm
+        total = self.num_layers * block + norms * norm + tables * width
+        if self.output_transform:
+            total += width * width + width + norm + self.vocabulary_size
+        return total
 
     @property
     def training_flops_per_token(self):
@@ -123,9 +181,10 @@ class EncoderConfig(StackConfig):
 class EncoderBackbone(ConfiguredModel):
     """Token ids -> hidden states that know what stands on both sides.
 
-    Positions are a learned table, as in BERT; blocks are pre-norm. A segment's
-    first sentence and what follows its first [SEP] get a row each, BERT's
-    token types, which are counted here and not asked for.
+    Positions are a learned table, as in BERT, whose blocks are post-norm with
+    biases and whose embeddings are normalised, too: see `EncoderConfig`. A
+    segment's first sentence and what follows its first [SEP] get a row each,
+    BERT's token types, which are counted here and not asked for.
 
     Args:
         config: EncoderConfig, or the dict of one.
@@ -165,6 +224,8 @@ class EncoderBackbone(ConfiguredModel):
                 ("sentence", 2),
             )
         )
+        if config.embedding_norm:
+            self.embedding_norm = self._norm("embedding_norm")
         self.dropout = keras.layers.Dropout(
             config.dropout_rate, name="dropout", dtype=self.dtype_policy
         )
@@ -179,6 +240,9 @@ class EncoderBackbone(ConfiguredModel):
                 inner_dim=config.inner_dim,
                 activation=config.activation,
                 norm=config.norm,
+                norm_order=config.norm_order,
+                norm_epsilon=config.norm_epsilon,
+                use_bias=config.use_bias,
                 dropout_rate=config.dropout_rate,
                 kernel_initializer=kernel,
                 output_initializer=output,
@@ -187,10 +251,19 @@ class EncoderBackbone(ConfiguredModel):
             )
             for index in range(config.num_layers)
         ]
-        self.final_norm = build_norm(
-            config.norm,
-            epsilon=1e-6,
-            name="final_norm",
+        self.final_norm = (
+            self._norm("final_norm")
+            if config.norm_order == "pre"
+            else keras.layers.Identity(
+                name="final_norm", dtype=self.dtype_policy
+            )
+        )
+
+    def _norm(self, name):
+        return build_norm(
+            self.config.norm,
+            epsilon=self.config.norm_epsilon,
+            name=name,
             dtype=self.dtype_policy,
         )
 
@@ -202,6 +275,8 @@ class EncoderBackbone(ConfiguredModel):
             + self.position_embedding(positions)
             + self.sentence_embedding(self._sentences(token_ids, visible))
         )
+        if self.config.embedding_norm:
+            hidden_states = self.embedding_norm(hidden_states)
         hidden_states = self.dropout(hidden_states, training=training)
         for block in self.blocks:
             hidden_states = block(
@@ -232,10 +307,10 @@ class EncoderBackbone(ConfiguredModel):
 class MaskedLM(TiedLM):
     """Token ids, some of them [MASK] -> logits of what stands at each place.
 
-    BERT's further projection before the output is left out: the table of the
-    tokens reads the last hidden states, as the GPT's does. Whether a second
-    sentence follows the first is answered at [CLS] by a mark of the same
-    table, so one loss trains both tasks.
+    The table of the tokens reads the last hidden states, as the GPT's does,
+    after BERT's further projection if `output_transform` asks for it. Whether
+    a second sentence follows the first is answered at [CLS] by a mark of the
+    same table, so one loss trains both tasks.
 
     Args:
         config: see `EncoderBackbone`.
@@ -255,5 +330,37 @@ class MaskedLM(TiedLM):
     config_class = EncoderConfig
     backbone_class = EncoderBackbone
 
+    def __init__(self, config, **kwargs):
+        super().__init__(config, **kwargs)
+        if self.config.output_transform:
+            self.output_transform = OutputTransform(
+                self.config.vocabulary_size,
+                activation=self.config.activation,
+                norm=self.config.norm,
+                norm_epsilon=self.config.norm_epsilon,
+                dtype=self.dtype_policy,
+                name="output_transform",
+            )
+
+    def read(self, inputs, training=None):
+        hidden_states = super().read(inputs, training=training)
+        if self.config.output_transform:
+            hidden_states = self.output_transform(hidden_states)
+        return hidden_states
+
     def call(self, inputs, training=None):
-        return self.project(self.backbone(inputs, training=training))
+        return self.project(self.read(inputs, training=training))
+
+    def project(self, hidden_states):
+        if not self.config.output_transform:
+            return super().project(hidden_states)
+        kernel = ops.cast(self.output_kernel(), "float32")
+        return ops.matmul(
+            ops.cast(hidden_states, "float32"), ops.transpose(kernel)
+        )
+
+    def output_kernel(self):
+        table = super().output_kernel()
+        if not self.config.output_transform:
+            return table
+        return self.output_transform.extend(table)

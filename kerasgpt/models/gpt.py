@@ -260,9 +260,7 @@ class GPTBackbone(ConfiguredModel):
         config: GPTConfig, or the dict of one.
         rematerialize: bool. In training, compute what is inside the blocks
             twice instead of keeping it: less memory, more time.
-        fill: function of a layer, gives each its weights once it is built and
-            before the next is: at no time is more held than they take. `None`
-            = random ones.
+        fill: see `ConfiguredModel`.
 
     Call arguments:
         inputs: dict of
@@ -299,7 +297,7 @@ class GPTBackbone(ConfiguredModel):
     config_class = GPTConfig
 
     def __init__(self, config, *, rematerialize=False, fill=None, **kwargs):
-        super().__init__(config, **kwargs)
+        super().__init__(config, fill=fill, **kwargs)
         config = self.config
         if rematerialize and config.dropout_rate:
             raise ValueError(
@@ -307,7 +305,6 @@ class GPTBackbone(ConfiguredModel):
                 f"{config.dropout_rate}."
             )
         self.rematerialize = rematerialize
-        self.fill = fill
         # Small tables keep the first logits near zero, so that the first loss
         # is near ln V; kernels keep the variance of what they read.
         table = keras.initializers.RandomNormal(stddev=0.02)
@@ -369,13 +366,6 @@ class GPTBackbone(ConfiguredModel):
                 name="final_norm", dtype=self.dtype_policy
             )
         )
-
-    def build(self, input_shape=None):
-        for layer in self.layers:
-            layer.build((None, None, self.config.model_dim))
-            if self.fill:
-                self.fill(layer)
-        self.built = True
 
     def call(
         self,
@@ -472,11 +462,9 @@ class GPTCausalLM(TiedLM):
     config_class = GPTConfig
     backbone_class = GPTBackbone
 
-    def __init__(self, config, *, rematerialize=False, fill=None, **kwargs):
+    def __init__(self, config, *, rematerialize=False, **kwargs):
         super().__init__(
-            config,
-            backbone_settings={"rematerialize": rematerialize, "fill": fill},
-            **kwargs,
+            config, backbone_settings={"rematerialize": rematerialize}, **kwargs
         )
 
     def output_kernel(self):

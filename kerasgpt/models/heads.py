@@ -135,8 +135,11 @@ class TextClassifier(ConfiguredModel):
         self.built = True
 
     def call(self, inputs, training=None):
-        hidden_states = self.backbone(inputs, training=training)
-        return self.project(hidden_states)
+        return self.project(self.read(inputs, training=training))
+
+    def read(self, inputs, training=None):
+        """Returns the hidden states that `output_kernel` turns into logits."""
+        return self.backbone(inputs, training=training)
 
     def project(self, hidden_states):
         """Returns the logits (…, classes) of hidden states."""

@@ -16,19 +16,27 @@ class ConfiguredModel(keras.Model):
 
     Args:
         config: instance of the class' `config_class`, or the dict of one.
+        fill: function of a layer, gives each its weights once it is built and
+            before the next is: at no time is more held than they take. `None`
+            = random ones.
     """
 
     config_class = None
 
-    def __init__(self, config, **kwargs):
+    def __init__(self, config, *, fill=None, **kwargs):
         super().__init__(**kwargs)
         if isinstance(config, dict):
             config = self.config_class.from_dict(config)
         self.config = config
+        self.fill = fill
 
     def build(self, input_shape=None):
+        # Those built already have their weights: a task's backbone.
         for layer in self.layers:
-            layer.build((None, None, self.config.model_dim))
+            if not layer.built:
+                layer.build((None, None, self.config.model_dim))
+                if self.fill:
+                    self.fill(layer)
         self.built = True
 
     def get_config(self):
@@ -43,7 +51,7 @@ class TiedLM(ConfiguredModel):
     """A backbone whose table of tokens also reads its hidden states.
 
     Args:
-        config: see `ConfiguredModel`.
+        config, fill: see `ConfiguredModel`.
         backbone_settings: dict. Further arguments of the backbone.
 
     Call arguments:
@@ -56,10 +64,11 @@ class TiedLM(ConfiguredModel):
 
     backbone_class = None
 
-    def __init__(self, config, *, backbone_settings=None, **kwargs):
-        super().__init__(config, **kwargs)
+    def __init__(self, config, *, fill=None, backbone_settings=None, **kwargs):
+        super().__init__(config, fill=fill, **kwargs)
         self.backbone = self.backbone_class(
             self.config,
+            fill=fill,
             name="backbone",
             dtype=self.dtype_policy,
             **(backbone_settings or {}),
@@ -67,7 +76,11 @@ class TiedLM(ConfiguredModel):
 
     def build(self, input_shape=None):
         self.backbone.build()
-        self.built = True
+        super().build()
+
+    def read(self, inputs, training=None):
+        """Returns what `output_kernel` turns into logits, in training."""
+        return self.backbone(inputs, training=training)
 
     def call(self, inputs, cache=None, training=None):
         outputs = self.backbone(inputs, cache=cache, training=training)

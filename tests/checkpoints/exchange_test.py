@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 from kerasgpt.checkpoints.exchange import (
-    check_vocabulary,
     convert,
     load_pretrained,
     load_pretrained_config,
     pretrained_hash,
     quantize,
 )
-from kerasgpt.checkpoints.huggingface import load_huggingface, save_huggingface
+from kerasgpt.checkpoints.huggingface import (
+    check_vocabulary,
+    load_huggingface,
+    save_huggingface,
+)
 from kerasgpt.checkpoints.model_folder import load_model, save_model
 from kerasgpt.config import InputError
 from kerasgpt.models.gpt import GPTCausalLM
@@ -161,7 +164,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(ours, tmp_path):
         f"model's."
     )
     assert list(tmp_path.iterdir()) == []
-    check_vocabulary("here", build_model(265), ByteTokenizer())
+    check_vocabulary("here", build_model(265).config, ByteTokenizer())
 
 
 def test_a_tokenizer_for_a_model_of_ours_is_refused(ours, tmp_path):

@@ -468,7 +468,7 @@ def test_a_run_of_any_model_is_claimed_with_its_data_and_tokenizer(tmp_path):
     path = tmp_path / "texts.txt"
     path.write_text("to be or not to be\n")
     config = tiny(tmp_path / "run", f"data.documents_path={path}").override(
-        ["tokenizer.kind=byte_pair", "tokenizer.vocabulary_size=280"]
+        ["tokenizer.kind=byte_pair", "tokenizer.vocabulary_size=300"]
     )
     data = config.data
     texts = ["to be or not to be", "你好，世界"] * 9
