@@ -328,7 +328,7 @@ def _match(folder, stored, table, config):
     needed = {row.theirs for row in rows}
     extra = set(stored) - needed
     # Some write the tied table twice.
-    extra -= set(table.tied)
+    extra -= {name for name, same in table.tied.items() if same in needed}
     for names, state in ((needed - set(stored), "missing"), (extra, "unknown")):
         if names:
             more = f", as are {len(names) - 1} more" if len(names) > 1 else ""

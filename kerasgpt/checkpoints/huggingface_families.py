@@ -202,16 +202,20 @@ LLAMA_FIXED = {
     "norm": "rms",
     "qk_norm": False,
 }
-LLAMA_FIELDS = {
+# Of BERT and those that came after it.
+HIDDEN_FIELDS = {
     "vocab_size": "vocabulary_size",
     "max_position_embeddings": "context_length",
     "hidden_size": "model_dim",
     "intermediate_size": "inner_dim",
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
+    "hidden_act": "activation",
+}
+LLAMA_FIELDS = {
+    **HIDDEN_FIELDS,
     "num_key_value_heads": "num_kv_heads",
     "head_dim": "head_dim",
-    "hidden_act": "activation",
     "rms_norm_eps": "norm_epsilon",
     "tie_word_embeddings": "tie_embeddings",
 }
@@ -230,16 +234,7 @@ LLAMA = {
 BERT = {
     "model_type": "bert",
     "table": BERT_TABLE,
-    "fields": {
-        "vocab_size": "vocabulary_size",
-        "max_position_embeddings": "context_length",
-        "hidden_size": "model_dim",
-        "intermediate_size": "inner_dim",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "hidden_act": "activation",
-        "layer_norm_eps": "norm_epsilon",
-    },
+    "fields": {**HIDDEN_FIELDS, "layer_norm_eps": "norm_epsilon"},
     "activations": {"gelu": "gelu", **GELU_NAMES},
     "defaults": {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
     "only": {

@@ -18,9 +18,9 @@ from kerasgpt.checkpoints.huggingface import (
     save_huggingface,
 )
 from kerasgpt.checkpoints.model_folder import load_model, save_model
-from kerasgpt.config import InputError
 from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.tokenizers import ByteTokenizer
+from tests.checkpoints.folders import refusal
 from tests.conftest import GOLDENS
 from tests.descriptors import tiny_config
 from tests.tokenizers.families import build_family, put_family
@@ -55,13 +55,6 @@ def theirs(ours, tmp_path):
     """A folder of transformers with as many ids as there are bytes."""
     save_huggingface(tmp_path / "theirs", load_model(ours)[0])
     return tmp_path / "theirs"
-
-
-def refusal(function, *arguments, **options):
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_theirs_becomes_ours_and_theirs_again(tmp_path):

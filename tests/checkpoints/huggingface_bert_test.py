@@ -15,13 +15,18 @@ from kerasgpt.checkpoints.exchange import (
 )
 from kerasgpt.checkpoints.huggingface import load_huggingface, save_huggingface
 from kerasgpt.checkpoints.model_folder import load_model, save_model
-from kerasgpt.config import InputError
 from kerasgpt.evaluation.mask_filling import MaskFiller
 from kerasgpt.models import MaskedLM
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.tokenizers.huggingface import (
     load_huggingface_tokenizer,
     save_huggingface_tokenizer,
+)
+from tests.checkpoints.folders import (
+    refusal,
+    rewrite_json,
+    rewrite_tensors,
+    tensors_of,
 )
 from tests.conftest import GOLDENS
 from tests.descriptors import tiny_bert, tiny_word_piece
@@ -31,7 +36,6 @@ FOLDERS = {
     for path in sorted(GOLDENS.glob("bert/*/config.json"))
 }
 TEXTS = json.loads((GOLDENS / "bert" / "texts.json").read_text())
-WEIGHTS = "model.safetensors"
 # Sums of float32 in another order; the outputs are of a size of 1 to 10.
 TOLERANCE = 1e-4
 
@@ -52,13 +56,6 @@ def outputs_of(model, golden):
     return np.asarray((model if has_head else model.backbone)(inputs))
 
 
-def tensors_of(folder):
-    found = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        found |= safetensors.numpy.load_file(path)
-    return {name: array.astype("float32") for name, array in found.items()}
-
-
 @pytest.fixture
 def copy(tmp_path):
     """Returns a function that copies a folder, to be damaged."""
@@ -67,23 +64,6 @@ def copy(tmp_path):
         return pathlib.Path(shutil.copytree(FOLDERS[name], tmp_path / name))
 
     return copy
-
-
-def refusal(function, *arguments, **options):
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def rewrite_tensors(folder, change):
-    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
-    change(tensors)
-    safetensors.numpy.save_file(tensors, folder / WEIGHTS)
-
-
-def rewrite_json(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
