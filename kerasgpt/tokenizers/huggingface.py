@@ -1,13 +1,11 @@
 """Owns tokenizers as Hugging Face keeps them. Not: how any of them works."""
 
-import itertools
 import pathlib
 
 from sentencepiece import sentencepiece_model_pb2
 
 from kerasgpt.config import InputError
-from kerasgpt.files import read_json, write_json, write_text
-from kerasgpt.tokenizers.bert_words import LONGEST_WORD
+from kerasgpt.files import read_json, write_json
 from kerasgpt.tokenizers.byte import ByteTokenizer
 from kerasgpt.tokenizers.byte_pair import (
     NORMALIZATIONS,
@@ -17,6 +15,15 @@ from kerasgpt.tokenizers.byte_pair import (
     unspell,
 )
 from kerasgpt.tokenizers.chat_format import ChatFormat, build_chat_format
+from kerasgpt.tokenizers.huggingface_word_piece import (
+    PIECES_FILE,
+    read_pieces,
+    read_word_piece,
+    save_pieces,
+    token_text,
+    word_piece_config,
+    word_piece_parts,
+)
 from kerasgpt.tokenizers.jinja_reader import read_jinja
 from kerasgpt.tokenizers.jinja_template import to_jinja
 from kerasgpt.tokenizers.sentence_piece import (
@@ -24,15 +31,14 @@ from kerasgpt.tokenizers.sentence_piece import (
     SPACE_MARK,
     SentencePieceTokenizer,
 )
-from kerasgpt.tokenizers.word_piece import JOINER, WordPieceTokenizer
+from kerasgpt.tokenizers.word_piece import WordPieceTokenizer
 from kerasgpt.tokenizers.word_split import WORD_SPLITS
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-# Of GPT-2 and its time, and of BERT.
+# Of GPT-2 and its time.
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
-PIECES_FILE = "vocab.txt"
 SENTENCE_PIECE_FILES = (
     "tokenizer.model",
     "sentencepiece.model",
@@ -40,21 +46,7 @@ SENTENCE_PIECE_FILES = (
 )
 # A tokenizer.json of 256,000 pieces has some 35 MB.
 MAX_FILE_BYTES = 256 << 20
-# Their keys, BERT's tokens, and what else has the meaning here.
-SPECIAL_TOKENS = {
-    "pad_token": ("[PAD]", "<|pad|>"),
-    "unk_token": ("[UNK]", "<|unknown|>"),
-    "cls_token": ("[CLS]",),
-    "sep_token": ("[SEP]",),
-    "mask_token": ("[MASK]",),
-}
 _PIECE = sentencepiece_model_pb2.ModelProto.SentencePiece
-# Settings of words, as tokenizer_config.json calls them.
-BERT_KEYS = {
-    "lower_case": "do_lower_case",
-    "strip_accents": "strip_accents",
-    "split_han": "tokenize_chinese_chars",
-}
 # Below every path of true pieces; see `_unigram`.
 _NEVER = -1e9
 
@@ -129,7 +121,7 @@ def save_huggingface_tokenizer(folder, tokenizer, *, max_length=None):
     elif isinstance(tokenizer, SentencePieceTokenizer):
         table = _sentence_piece_table(tokenizer)
     elif isinstance(tokenizer, WordPieceTokenizer) and tokenizer.bert_words:
-        table = _word_piece_table(tokenizer)
+        table = _table(**word_piece_parts(tokenizer))
     else:
         raise InputError(
             f"a tokenizer of kind {tokenizer.kind!r} is not written for "
@@ -149,18 +141,11 @@ def save_huggingface_tokenizer(folder, tokenizer, *, max_length=None):
             "chat_template": to_jinja(chat_format),
         }
     if isinstance(tokenizer, WordPieceTokenizer):
-        words = tokenizer.bert_words
-        config |= {
-            "tokenizer_class": "BertTokenizer",
-            "unk_token": tokenizer.pieces[tokenizer.unknown_id],
-            **{BERT_KEYS[name]: value for name, value in words.items()},
-        }
-        lines = "".join(f"{piece}\n" for piece in tokenizer.pieces)
-        write_text(folder / PIECES_FILE, lines)
-    for key, tokens in SPECIAL_TOKENS.items():
-        for token in tokens:
-            if token in tokenizer.control_tokens:
-                config[key] = token
+        config |= word_piece_config(tokenizer)
+        save_pieces(folder, tokenizer)
+    for key, token in (("pad_token", "<|pad|>"), ("unk_token", "<|unknown|>")):
+        if token in tokenizer.control_tokens:
+            config[key] = token
     if max_length is not None:
         config["model_max_length"] = max_length
     write_json(folder / TOKENIZER_FILE, table)
@@ -178,9 +163,11 @@ def _load(folder, config):
     models = [model for model in models if model.is_file()]
     if not path.is_file():
         if models:
-            return _sentence_piece(models[0], _config_tokens(config))
+            return _sentence_piece(models[0], _config_tokens(folder, config))
         if (folder / PIECES_FILE).is_file():
-            return _load_bert(folder / PIECES_FILE, config)
+            return read_pieces(
+                folder / PIECES_FILE, config, _config_tokens(folder, config)
+            )
         return _load_gpt2(folder, config)
     table = _read_object(path)
     try:
@@ -200,7 +187,7 @@ def _load(folder, config):
                 )
             return _sentence_piece(models[0], controls)
         if kind == "WordPiece":
-            return _word_piece(table, model, controls)
+            return read_word_piece(table, controls)
         if kind != "BPE":
             raise InputError(
                 f"tokenizers of type {kind!r} are not supported; byte-level "
@@ -220,7 +207,7 @@ def _load_gpt2(folder, config):
     if not all(path.is_file() for path in paths):
         return None
     vocabulary = _read_object(paths[0])
-    controls = _config_tokens(config) or {"<|endoftext|>": None}
+    controls = _config_tokens(folder, config) or {"<|endoftext|>": None}
     controls = {
         token: vocabulary.get(token, token_id)
         for token, token_id in controls.items()
@@ -242,95 +229,6 @@ def _load_gpt2(folder, config):
         raise InputError(
             f"{paths[1]}: are no merges of bytes: {error!r}."
         ) from error
-
-
-def _load_bert(path, config):
-    """Returns the WordPieceTokenizer of a vocab.txt, a piece a line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}.") from error
-    names = {
-        key: _content(config.get(key)) or tokens[0]
-        for key, tokens in SPECIAL_TOKENS.items()
-    }
-    lower_case = config.get("do_lower_case", True)
-    strip_accents = config.get("strip_accents")
-    try:
-        return _build_word_piece(
-            # Only "\n" ends a line: pieces hold other separators.
-            dict(zip(text.removesuffix("\n").split("\n"), itertools.count())),
-            {**dict.fromkeys(names.values()), **_config_tokens(config)},
-            unknown=names["unk_token"],
-            lower_case=lower_case,
-            strip_accents=(
-                lower_case if strip_accents is None else strip_accents
-            ),
-            split_han=config.get("tokenize_chinese_chars", True),
-        )
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path.with_name(CONFIG_FILE)}: is not BERT's: {error!r}."
-        ) from error
-
-
-def _word_piece(table, model, controls):
-    """Returns the WordPieceTokenizer of a tokenizer.json."""
-    for key, only in (
-        ("continuing_subword_prefix", JOINER),
-        ("max_input_chars_per_word", LONGEST_WORD),
-    ):
-        if model.get(key, only) != only:
-            raise InputError(
-                f"WordPiece with {key}={model[key]!r} is not supported; only "
-                f"{only!r} is."
-            )
-    normalizer, split = (
-        table.get(key) or {} for key in ("normalizer", "pre_tokenizer")
-    )
-    for step, only in (
-        (normalizer, "BertNormalizer"),
-        (split, "BertPreTokenizer"),
-    ):
-        if step.get("type") != only:
-            raise InputError(
-                f"WordPiece with {step.get('type')} is not supported; with "
-                f"{only} it is."
-            )
-    if not normalizer.get("clean_text", True):
-        raise InputError("WordPiece with clean_text=false is not supported.")
-    lower_case = normalizer.get("lowercase", True)
-    strip_accents = normalizer.get("strip_accents")
-    return _build_word_piece(
-        model["vocab"],
-        controls,
-        unknown=model.get("unk_token", "[UNK]"),
-        lower_case=lower_case,
-        strip_accents=lower_case if strip_accents is None else strip_accents,
-        split_han=normalizer.get("handle_chinese_chars", True),
-    )
-
-
-def _build_word_piece(vocabulary, controls, *, unknown, **bert_words):
-    """Returns the WordPieceTokenizer of pieces and added tokens, by id."""
-    ids = dict(vocabulary)
-    for name, token_id in controls.items():
-        if token_id is not None and ids.setdefault(name, token_id) != token_id:
-            raise InputError(f"the added token {name!r} has two ids.")
-    pieces = sorted(ids, key=ids.get)
-    for token_id, piece in enumerate(pieces):
-        if ids[piece] != token_id:
-            raise InputError(f"the id {token_id} is missing, or there twice.")
-    return WordPieceTokenizer(
-        pieces,
-        control_tokens=[
-            name for name in pieces if name in controls and name != unknown
-        ],
-        unknown=unknown,
-        bert_words=bert_words,
-    )
 
 
 def _byte_pair(table, model, added, controls):
@@ -458,12 +356,18 @@ def _sentence_piece(path, controls):
         raise InputError(f"{path}: {error}") from error
 
 
-def _config_tokens(config):
+def _config_tokens(folder, config):
     """Returns dict of added tokens to ids that a tokenizer_config tells."""
     table = config.get("added_tokens_decoder")
     if not isinstance(table, dict):
         return {}
-    return {one["content"]: int(i) for i, one in table.items()}
+    try:
+        return {one["content"]: int(i) for i, one in table.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / CONFIG_FILE}: added_tokens_decoder is no table of "
+            f"tokens: {error!r}."
+        ) from error
 
 
 def _chat_format(folder, config, tokenizer, chosen):
@@ -509,15 +413,10 @@ def _usual_format(controls):
 def _variables(config):
     variables = {}
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        token = _content(config.get(key))
+        token = token_text(config.get(key))
         if token:
             variables[key] = token
     return variables
-
-
-def _content(token):
-    """Returns the text of a token that a tokenizer_config tells."""
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def _read_object(path):
@@ -639,39 +538,6 @@ def _bpe(vocabulary, merges, **settings):
         "merges": merges,
         **settings,
     }
-
-
-def _word_piece_table(tokenizer):
-    unknown = tokenizer.pieces[tokenizer.unknown_id]
-    controls = tokenizer.control_tokens
-    words = tokenizer.bert_words
-    post_processor = None
-    if {"[CLS]", "[SEP]"} <= controls.keys():
-        post_processor = {
-            "type": "BertProcessing",
-            "sep": ["[SEP]", controls["[SEP]"]],
-            "cls": ["[CLS]", controls["[CLS]"]],
-        }
-    return _table(
-        {**controls, unknown: tokenizer.unknown_id},
-        {
-            "type": "WordPiece",
-            "unk_token": unknown,
-            "continuing_subword_prefix": JOINER,
-            "max_input_chars_per_word": LONGEST_WORD,
-            "vocab": {piece: i for i, piece in enumerate(tokenizer.pieces)},
-        },
-        normalizer={
-            "type": "BertNormalizer",
-            "clean_text": True,
-            "handle_chinese_chars": words["split_han"],
-            "strip_accents": words["strip_accents"],
-            "lowercase": words["lower_case"],
-        },
-        pre_tokenizer={"type": "BertPreTokenizer"},
-        decoder={"type": "WordPiece", "prefix": JOINER, "cleanup": True},
-        post_processor=post_processor,
-    )
 
 
 def _replace(old, new):

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 import safetensors.numpy
-import tensorflow as tf
 
 from kerasgpt.checkpoints.exchange import (
     convert,
@@ -20,7 +19,6 @@ from kerasgpt.models import MaskedLM
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.tokenizers.huggingface import (
     load_huggingface_tokenizer,
-    save_huggingface_tokenizer,
 )
 from tests.checkpoints.folders import (
     refusal,
@@ -29,7 +27,7 @@ from tests.checkpoints.folders import (
     tensors_of,
 )
 from tests.conftest import GOLDENS
-from tests.descriptors import tiny_bert, tiny_word_piece
+from tests.descriptors import tiny_bert
 
 FOLDERS = {
     path.parent.name: path.parent
@@ -152,45 +150,6 @@ def test_transformers_reads_what_we_write(name, tmp_path):
         mask,
         tokenizer.control_id("[SEP]"),
     ]
-
-
-@pytest.mark.parametrize("name", FOLDERS)
-def test_texts_become_their_ids_in_python_and_in_tf_data(name, tmp_path):
-    expected, texts = TEXTS["ids"][name], TEXTS["texts"]
-    tokenizer = load_huggingface_tokenizer(FOLDERS[name])
-    assert [tokenizer.encode(text) for text in texts] == expected
-    assert [row.tolist() for row in tokenizer.encode_batch(texts)] == expected
-    # Saved and loaded as ours, and as theirs.
-    tokenizer.save_files(tmp_path)
-    again = type(tokenizer).load_files(tmp_path)
-    assert again.fingerprint() == tokenizer.fingerprint()
-    assert again.encode_strings(tf.constant(texts)).to_list() == expected
-    theirs = tmp_path / "theirs"
-    theirs.mkdir()
-    save_huggingface_tokenizer(theirs, tokenizer, max_length=17)
-    for file in ("vocab.txt", "tokenizer.json"):
-        # Either file alone is enough.
-        other = tmp_path / file.replace(".", "_")
-        other.mkdir()
-        for kept in (file, "tokenizer_config.json"):
-            shutil.copy(theirs / kept, other)
-        read = load_huggingface_tokenizer(other)
-        assert read.fingerprint() == tokenizer.fingerprint()
-
-
-def test_ids_are_those_of_tokenizers_for_what_we_write(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers", reason="KerasHub brings it")
-    for name, folder in FOLDERS.items():
-        save_huggingface_tokenizer(tmp_path, load_huggingface_tokenizer(folder))
-        peer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-        peer.encode_special_tokens = True
-        ids = [
-            peer.encode(text, add_special_tokens=False).ids
-            for text in TEXTS["texts"]
-        ]
-        assert ids == TEXTS["ids"][name]
-        peer.encode_special_tokens = False
-        assert peer.encode("the [MASK]").ids[-2:] == [28, 27]
 
 
 def test_old_names_twins_and_other_heads_are_read(copy):
@@ -317,45 +276,6 @@ def test_a_vocabulary_that_does_not_fit_is_refused(copy):
     assert "brings no vocabulary (tokenizer.json or vocab.txt)" in told
 
 
-@pytest.mark.parametrize(
-    "changes, told",
-    [
-        ({"normalizer": {"type": "Lowercase"}}, "with Lowercase is not"),
-        ({"normalizer": None}, "WordPiece with None is not supported"),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "with Whitespace is not"),
-        (
-            {"normalizer": {"type": "BertNormalizer", "clean_text": False}},
-            "clean_text=false is not supported",
-        ),
-        (
-            {"model": {"type": "WordPiece", "continuing_subword_prefix": "@"}},
-            "continuing_subword_prefix='@' is not supported; only '##' is",
-        ),
-        (
-            {"model": {"max_input_chars_per_word": 7}},
-            "max_input_chars_per_word=7 is not supported",
-        ),
-        ({"model": {"type": "WordPiece"}}, "is no tokenizer of Hugging Face"),
-        ({"added_tokens": [{"id": 3, "content": "[PAD]"}]}, "has two ids"),
-    ],
-)
-def test_a_tokenizer_of_another_form_is_refused(copy, changes, told):
-    folder = copy()
-    rewrite_json(folder / "tokenizer.json", **changes)
-    message = refusal(load_huggingface_tokenizer, folder)
-    assert told in message
-    assert message.startswith(str(folder / "tokenizer.json"))
-
-
-def test_settings_of_another_form_are_refused(copy):
-    folder = copy("masked_float16")
-    path = folder / "tokenizer_config.json"
-    rewrite_json(path, added_tokens_decoder={"x": {"content": "a"}})
-    assert f"{path}: is not BERT's" in refusal(
-        load_huggingface_tokenizer, folder
-    )
-
-
 def test_what_continues_texts_is_not_made_of_a_bert(copy):
     folder = copy()
     for function in (load_pretrained, load_pretrained_config):
@@ -375,8 +295,6 @@ def test_what_transformers_lacks_is_told_and_nothing_is_written(tmp_path):
     assert "are [28, 9, 27] and the model's [4, 2, 3]" in told
     told = refusal(save_huggingface, out, model, ByteTokenizer())
     assert "the tokenizer has no [MASK]" in told
-    told = refusal(save_huggingface_tokenizer, tmp_path, tiny_word_piece())
-    assert "is not written for transformers" in told
     assert list(tmp_path.iterdir()) == []
 
 
