@@ -141,6 +141,21 @@ def tiny_word_piece():
 
 
 @functools.cache
+def tiny_bert_pieces():
+    """Returns its pieces, with texts cut into words as BERT does."""
+    tokenizer = tiny_word_piece()
+    return WordPieceTokenizer(
+        tokenizer.pieces,
+        control_tokens=list(tokenizer.control_tokens),
+        bert_words={
+            "lower_case": False,
+            "strip_accents": False,
+            "split_han": True,
+        },
+    )
+
+
+@functools.cache
 def tiny_byte_pair():
     """Returns a byte-pair tokenizer trained on the same lines."""
     return train_byte_pair(LINES * 20, vocabulary_size=320)
@@ -235,11 +250,6 @@ LAYERS = (
         _cross_inputs,
     ),
     Subject(
-        OutputTransform,
-        lambda: OutputTransform(10),
-        lambda: (_hidden_states(BATCH, LENGTH, WIDTH), {}),
-    ),
-    Subject(
         RecurrentLayer,
         lambda: RecurrentLayer("gru", 6),
         lambda: (
@@ -251,7 +261,6 @@ LAYERS = (
 BACKBONES = (
     Subject(GPTBackbone, lambda: GPTBackbone(tiny_config()), _tokens),
     Subject(EncoderBackbone, lambda: EncoderBackbone(tiny_encoder()), _tokens),
-    Subject(EncoderBackbone, lambda: EncoderBackbone(tiny_bert()), _tokens),
     Subject(
         EncoderDecoderBackbone,
         lambda: EncoderDecoderBackbone(tiny_encoder_decoder()),
@@ -296,6 +305,9 @@ TOKENIZERS = (
     Subject(SentencePieceTokenizer, tiny_unigram),
 )
 # Those that need not give a text back.
-PIECE_TOKENIZERS = (Subject(WordPieceTokenizer, tiny_word_piece),)
-# Public Keras classes that are part of another one listed above.
-NOT_ALONE = (ConfiguredModel, RecurrentCell, TiedLM)
+PIECE_TOKENIZERS = (
+    Subject(WordPieceTokenizer, tiny_word_piece),
+    Subject(WordPieceTokenizer, tiny_bert_pieces),
+)
+# Public Keras classes that are part or base of others listed above.
+NOT_ALONE = (ConfiguredModel, OutputTransform, RecurrentCell, TiedLM)

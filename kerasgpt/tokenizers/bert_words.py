@@ -76,13 +76,14 @@ class BertWords(tf.Module):
         split_han: bool. Each Han character is a word.
 
     Example:
-        >>> words = BertWords(lower_case=True, strip_accents=True)
+        >>> words = BertWords(
+        ...     lower_case=True, strip_accents=True, split_han=True)
         >>> found = words(tf.constant(["Thé 你好!"])).values.numpy()
         >>> [word.decode() for word in found]
         ['the', '你', '好', '!']
     """
 
-    def __init__(self, *, lower_case, strip_accents, split_han=True):
+    def __init__(self, *, lower_case, strip_accents, split_han):
         super().__init__(name="bert_words")
         self._table = _Table(
             *map(tf.constant, _build(lower_case, strip_accents, split_han))

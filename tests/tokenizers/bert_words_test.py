@@ -7,8 +7,8 @@ import tensorflow as tf
 from kerasgpt.tokenizers.bert_words import BertWords
 
 SETTINGS = [
-    {"lower_case": True, "strip_accents": True},
-    {"lower_case": False, "strip_accents": False},
+    {"lower_case": True, "strip_accents": True, "split_han": True},
+    {"lower_case": False, "strip_accents": False, "split_han": True},
     {"lower_case": True, "strip_accents": False, "split_han": False},
 ]
 
@@ -24,7 +24,7 @@ def test_every_character_is_cut_as_by_tokenizers(settings):
     normalizer = tokenizers.normalizers.BertNormalizer(
         lowercase=settings["lower_case"],
         strip_accents=settings["strip_accents"],
-        handle_chinese_chars=settings.get("split_han", True),
+        handle_chinese_chars=settings["split_han"],
     )
     split = tokenizers.pre_tokenizers.BertPreTokenizer()
     letters = [
