@@ -1,8 +1,9 @@
 """Owns text -> words as BERT cuts it, in the graph. Not: words -> pieces.
 
-The same as Hugging Face's `BertNormalizer` and `BertPreTokenizer`, character
-by character: both ask of a character nothing but which one it is, so that one
-table tells what each becomes.
+The same as Hugging Face's `BertNormalizer` and `BertPreTokenizer`: both ask of
+a character nothing but which one it is, so that one table tells what each
+becomes. (All but one thing: where accents are stripped, theirs also sorts
+neighbouring marks that stay, of which rare scripts have some.)
 """
 
 import functools
