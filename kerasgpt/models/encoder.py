@@ -1,7 +1,7 @@
 """Owns the bidirectional model and its masked-language task. Not: masking.
 
 Marks ([MASK], [CLS], …) are rows of the model's own table, after those of the
-tokenizer: no text can hold one, whichever tokenizer it is.
+tokenizer, or control tokens of it: no text can hold one, whichever it is.
 """
 
 import dataclasses
@@ -115,11 +115,11 @@ class EncoderConfig(StackConfig):
         ids = tuple(self.mark_ids)
         if ids and (
             len(ids) not in (3, len(MARKS))
-            or len(set(ids)) < len(ids)
             or not all(
                 type(one) is int and 0 <= one < self.vocabulary_size
                 for one in ids
             )
+            or len(set(ids)) < len(ids)
         ):
             raise InputError(
                 f"mark_ids={list(ids)}: must be 3 or {len(MARKS)} different "

@@ -104,7 +104,15 @@ def test_marks_may_have_ids_of_their_own():
 
 @pytest.mark.parametrize(
     "ids",
-    [(1, 2), (1, 2, 2), (1, 2, 20), (1, 2, -1), (1, 2, "3"), (0, 1, True)],
+    [
+        (1, 2),
+        (1, 2, 2),
+        (1, 2, 20),
+        (1, 2, -1),
+        (1, 2, "3"),
+        (1, 2, [3]),
+        (0, 1, True),
+    ],
 )
 def test_marks_that_cannot_be_are_refused(ids):
     with pytest.raises(InputError, match="must be 3 or 5 different ids below"):
