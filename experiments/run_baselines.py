@@ -19,7 +19,7 @@ from kerasgpt.cli import run_script
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.data import shop
 from kerasgpt.data.packing import pack
-from kerasgpt.data.prepare import held_out
+from kerasgpt.data.prepare import split_rows
 from kerasgpt.data.sources import read_text
 from kerasgpt.evaluation.ladder import (
     Rung,
@@ -144,15 +144,7 @@ def read_splits(config, tokenizer):
         np.concatenate([begin, row, end])
         for row in tokenizer.encode_batch(texts)
     ]
-    splits = held_out(texts, config.validation_fraction)
-    return {
-        name: [
-            row
-            for row, is_validation in zip(rows, splits, strict=True)
-            if is_validation == (name == "validation")
-        ]
-        for name in ("train", "validation")
-    }
+    return split_rows(rows, texts, config.validation_fraction)
 
 
 def pack_splits(texts, context_length):

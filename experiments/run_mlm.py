@@ -9,15 +9,13 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import keras
-
 from kerasgpt.cli import run_script
 from kerasgpt.config import Config, setting
 from kerasgpt.data.masking import mask_texts
-from kerasgpt.data.prepare import DataConfig, held_out, load_corpus
+from kerasgpt.data.prepare import DataConfig, load_corpus, split_rows
 from kerasgpt.evaluation.mask_filling import MaskFiller
 from kerasgpt.files import write_json
-from kerasgpt.models import EncoderConfig, GPTConfig
+from kerasgpt.models import EncoderConfig
 from kerasgpt.models.encoder import MARKS
 from kerasgpt.training import pretrain, stage
 from kerasgpt.training.distribution import build_strategy
@@ -64,15 +62,7 @@ class EncoderShape(Config):
     def build_config(self, *, vocabulary_size, context_length):
         """Returns the GPT of this size, by whose cost a dry run tells ours."""
         encoder = self.build_encoder_config(vocabulary_size=vocabulary_size)
-        names = {field.name for field in dataclasses.fields(GPTConfig)}
-        shared = {
-            name: value
-            for name, value in encoder.to_dict().items()
-            if name in names
-        }
-        return GPTConfig(
-            **shared, num_kv_heads=encoder.num_heads, position="learned"
-        )
+        return encoder.as_decoder(encoder.num_layers, position="learned")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,31 +105,13 @@ TINY = CONFIG.override(
 
 def main(config):
     corpus = load_corpus(config.data, with_chats=False)
-    folder = stage.claim_folder(
-        config.run_dir,
-        config,
-        overwrite=config.overwrite,
-        ignored=("run_dir", "overwrite", *pretrain.FINE_TUNING_ONLY),
-    )
-    keras.utils.set_random_seed(config.seed)
-    pretrain.claim_data(folder, config.data)
-    tokenizer = pretrain.build_tokenizer(
-        folder / "tokenizer", corpus, config.tokenizer
-    )
+    folder, tokenizer = pretrain.open_run(config, corpus.documents, config.data)
     model_config = config.model.build_encoder_config(
         vocabulary_size=tokenizer.vocabulary_size
     )
-    splits = held_out(corpus.documents, config.data.validation_fraction)
-    texts = {
-        name: [
-            text
-            for text, is_validation in zip(
-                corpus.documents, splits, strict=True
-            )
-            if is_validation == (name == "validation")
-        ]
-        for name in ("train", "validation")
-    }
+    texts = split_rows(
+        corpus.documents, corpus.documents, config.data.validation_fraction
+    )
     rows = {
         name: mask_texts(
             part,

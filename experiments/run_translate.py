@@ -9,17 +9,15 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-import keras
-
 from kerasgpt.cli import run_script
 from kerasgpt.config import Config, setting
 from kerasgpt.data import shop
 from kerasgpt.data.pairs import encode_pairs, pack_pairs, read_pairs
-from kerasgpt.data.prepare import Corpus, held_out
+from kerasgpt.data.prepare import DataConfig, split_rows
 from kerasgpt.evaluation.translation import score_translations
 from kerasgpt.files import write_json, write_text
 from kerasgpt.generation.beam import START, STOP, Translator
-from kerasgpt.models import EncoderDecoderConfig, GPTConfig
+from kerasgpt.models import EncoderDecoderConfig
 from kerasgpt.training import pretrain, stage
 from kerasgpt.training.distribution import build_strategy
 
@@ -74,16 +72,7 @@ class TranslatorShape(Config):
         more than two blocks of a GPT.
         """
         shape = self.build_translator_config(vocabulary_size=vocabulary_size)
-        return GPTConfig(
-            vocabulary_size=vocabulary_size,
-            context_length=self.context_length,
-            num_layers=2 * shape.num_layers,
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_heads,
-            head_dim=shape.head_dim,
-            model_dim=shape.model_dim,
-            inner_dim=shape.inner_dim,
-        )
+        return shape.as_decoder(2 * shape.num_layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,33 +128,17 @@ def read_splits(config):
         }
     pairs = read_pairs(config.path)
     # By their sources: of several translations none is on the other side.
-    splits = held_out(
-        [source for source, _ in pairs], config.validation_fraction
-    )
-    return {
-        name: [
-            pair
-            for pair, is_validation in zip(pairs, splits, strict=True)
-            if is_validation == (name == "validation")
-        ]
-        for name in ("train", "validation")
-    }
+    sources = [source for source, _ in pairs]
+    return split_rows(pairs, sources, config.validation_fraction)
 
 
 def main(config):
     splits = read_splits(config.data)
-    folder = stage.claim_folder(
-        config.run_dir,
+    folder, tokenizer = pretrain.open_run(
         config,
-        overwrite=config.overwrite,
-        ignored=("run_dir", "overwrite", "num_beams", "length_penalty"),
-    )
-    keras.utils.set_random_seed(config.seed)
-    texts = [text for pair in splits["train"] for text in pair]
-    tokenizer = pretrain.build_tokenizer(
-        folder / "tokenizer",
-        Corpus(texts, [], [], [], [], None),
-        config.tokenizer,
+        [text for pair in splits["train"] for text in pair],
+        DataConfig(path=config.data.path),
+        ignored=("num_beams", "length_penalty"),
     )
     model_config = config.model.build_translator_config(
         vocabulary_size=tokenizer.vocabulary_size

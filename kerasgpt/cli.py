@@ -220,9 +220,9 @@ def _parser():
         "convert",
         help="bring in a model of others, or give one of yours to them",
         description="SOURCE is a folder of Hugging Face's transformers "
-        "(GPT-1, GPT-2, Llama, Qwen2, Qwen3) or keras_hub:PRESET (GPT-2), and "
-        "becomes a model folder; or it is a run or model folder, and becomes "
-        "one of transformers.",
+        "(GPT-1, GPT-2, Llama, Qwen2, Qwen3, BERT) or keras_hub:PRESET "
+        "(GPT-2), and becomes a model folder; or it is a run or model folder, "
+        "and becomes one of transformers.",
     )
     command.add_argument("source", help="which of them it is, is recognised")
     command.add_argument("target", help="folder to write")

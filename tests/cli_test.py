@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from kerasgpt.serving import server
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import sft
 from kerasgpt.training.optimizers import build_optimizer
+from tests.conftest import GOLDENS
 from tests.descriptors import (
     tiny_config,
     tiny_encoder,
@@ -837,6 +839,28 @@ def test_a_masked_lm_fills_gaps_and_nothing_else(call, tmp_path):
     assert_refused(
         call("kerasgpt", "fill-mask", tmp_path, "[MASK]", "--count", 0),
         "--count and --most-tokens must be at least 1",
+    )
+
+
+def test_a_converted_bert_fills_gaps(call, tmp_path):
+    bert = GOLDENS / "bert" / "masked"
+    status, out, _ = call("kerasgpt", "convert", bert, tmp_path / "ours")
+    assert (status, out.endswith("with its tokenizer.\n")) == (0, True)
+    status, out, _ = call(
+        *("kerasgpt", "fill-mask", tmp_path / "ours", "The [MASK] 你好"),
+        *("--count", 2),
+    )
+    assert status == 0
+    assert len(re.findall(r"(?m)^ *-\d+\.\d{3}  the.* 你 好$", out)) == 2
+    assert_refused(
+        call("kerasgpt", "convert", bert, tmp_path / "ours"), "exists already"
+    )
+    (tmp_path / "bare").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(bert / name, tmp_path / "bare")
+    assert_refused(
+        call("kerasgpt", "convert", tmp_path / "bare", tmp_path / "new"),
+        "brings no vocabulary (tokenizer.json or vocab.txt)",
     )
 
 

@@ -13,6 +13,7 @@ from kerasgpt.layers import (
     EncoderBlock,
     FeedForward,
     MultiHeadAttention,
+    OutputTransform,
     RecurrentLayer,
     RotaryEmbedding,
 )
@@ -34,6 +35,7 @@ from kerasgpt.models import (
     Seq2SeqLM,
     TextClassifier,
 )
+from kerasgpt.models.tied_lm import ConfiguredModel, TiedLM
 from kerasgpt.tokenizers import (
     BytePairTokenizer,
     ByteTokenizer,
@@ -91,6 +93,19 @@ def tiny_encoder(**changes):
     return EncoderConfig(**{**fields, **changes})
 
 
+def tiny_bert(**changes):
+    """Returns an `EncoderConfig` as BERT has it, with some fields changed."""
+    fields = {
+        "norm_order": "post",
+        "norm_epsilon": 1e-12,
+        "embedding_norm": True,
+        "use_bias": True,
+        "output_transform": True,
+        "mark_ids": (4, 2, 3),
+    }
+    return tiny_encoder(**{**fields, **changes})
+
+
 def tiny_encoder_decoder(**changes):
     """Returns the smallest `EncoderDecoderConfig`, with changed fields."""
     fields = {
@@ -123,6 +138,21 @@ def tiny_unigram():
 def tiny_word_piece():
     """Returns a WordPiece tokenizer trained on the same lines."""
     return train_word_piece(LINES * 20, vocabulary_size=120)
+
+
+@functools.cache
+def tiny_bert_pieces():
+    """Returns its pieces, with texts cut into words as BERT does."""
+    tokenizer = tiny_word_piece()
+    return WordPieceTokenizer(
+        tokenizer.pieces,
+        control_tokens=list(tokenizer.control_tokens),
+        bert_words={
+            "lower_case": False,
+            "strip_accents": False,
+            "split_han": True,
+        },
+    )
 
 
 @functools.cache
@@ -254,6 +284,7 @@ TASKS = (
         TrainStep,
     ),
     Subject(MaskedLM, lambda: MaskedLM(tiny_encoder()), _tokens, TrainStep),
+    Subject(MaskedLM, lambda: MaskedLM(tiny_bert()), _tokens, TrainStep),
     Subject(
         Seq2SeqLM,
         lambda: Seq2SeqLM(tiny_encoder_decoder()),
@@ -274,6 +305,9 @@ TOKENIZERS = (
     Subject(SentencePieceTokenizer, tiny_unigram),
 )
 # Those that need not give a text back.
-PIECE_TOKENIZERS = (Subject(WordPieceTokenizer, tiny_word_piece),)
-# Public Keras classes that are part of another one listed above.
-NOT_ALONE = (RecurrentCell,)
+PIECE_TOKENIZERS = (
+    Subject(WordPieceTokenizer, tiny_word_piece),
+    Subject(WordPieceTokenizer, tiny_bert_pieces),
+)
+# Public Keras classes that are part or base of others listed above.
+NOT_ALONE = (ConfiguredModel, OutputTransform, RecurrentCell, TiedLM)

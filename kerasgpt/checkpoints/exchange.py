@@ -8,14 +8,18 @@ import pathlib
 
 from kerasgpt.checkpoints import hub
 from kerasgpt.checkpoints.huggingface import (
+    check_vocabulary,
     is_huggingface,
     load_huggingface,
     read_config,
     save_huggingface,
 )
 from kerasgpt.checkpoints.model_folder import (
+    CAUSAL_KINDS,
+    check_kind,
     copy_to_host,
     find_model_folder,
+    kind_of,
     load_config,
     load_model,
     load_tokenizer,
@@ -26,33 +30,36 @@ from kerasgpt.config import InputError
 from kerasgpt.files import MANIFEST, file_hash
 from kerasgpt.tokenizers.huggingface import load_huggingface_tokenizer
 
+# Kinds of models that transformers has, too.
+CONVERTED_KINDS = ("gpt", "encoder")
 
-def load_pretrained(source, *, needs_tokenizer=True):
+
+def load_pretrained(source, *, kinds=CAUSAL_KINDS, needs_tokenizer=True):
     """Returns (model, tokenizer) of any place that holds a model.
 
     Args:
         source: str or Path: a run or model folder of ours, a folder of
             transformers, or keras_hub: and a preset of GPT-2.
+        kinds: see `load_model`.
         needs_tokenizer: bool. Refuse a model without one.
 
     Returns:
-        GPTCausalLM, and its tokenizer or None. Rows of a table for which
+        Task model, and its tokenizer or None. Rows of a table for which
         a tokenizer of transformers has no token are left out.
 
     Raises:
-        InputError: if it cannot be read, or lacks a tokenizer that is needed.
+        InputError: if it cannot be read, is of another kind, or lacks a
+            tokenizer that is needed.
     """
     tokenizer = None
     if _is_preset(source):
         model = hub.load_preset(str(source).removeprefix(hub.PREFIX))
     elif is_huggingface(source):
+        check_kind(source, kind_of(read_config(source)[1]), kinds)
         tokenizer = load_huggingface_tokenizer(source)
-        size = tokenizer.vocabulary_size if tokenizer else None
-        model = load_huggingface(source, vocabulary_size=size)
-        if tokenizer:
-            check_vocabulary(source, model, tokenizer)
+        model = load_huggingface(source, tokenizer=tokenizer)
     else:
-        return load_model(source, needs_tokenizer=needs_tokenizer)
+        return load_model(source, kinds=kinds, needs_tokenizer=needs_tokenizer)
     if needs_tokenizer and tokenizer is None:
         raise InputError(
             f"{source}: brings no tokenizer; `kerasgpt convert {source} TARGET "
@@ -73,7 +80,9 @@ def load_pretrained_config(source):
     if _is_preset(source):
         return load_pretrained(source, needs_tokenizer=False)[0].config
     if is_huggingface(source):
-        return read_config(source)[1]
+        config = read_config(source)[1]
+        check_kind(source, kind_of(config), ("gpt",))
+        return config
     return load_config(find_model_folder(source))
 
 
@@ -99,13 +108,15 @@ def convert(
     is_ours = not (_is_preset(source) or is_huggingface(source))
     if is_ours and tokenizer_folder:
         raise InputError("--tokenizer is for a model that comes from others.")
-    model, tokenizer = load_pretrained(source, needs_tokenizer=False)
+    model, tokenizer = load_pretrained(
+        source, kinds=CONVERTED_KINDS, needs_tokenizer=False
+    )
     if is_ours:
         save_huggingface(target, model, tokenizer, overwrite=overwrite)
     else:
         if tokenizer_folder:
             tokenizer = load_tokenizer(find_model_folder(tokenizer_folder))
-            check_vocabulary(source, model, tokenizer)
+            check_vocabulary(source, model.config, tokenizer)
         save_model(target, model, tokenizer)
     told = "with its tokenizer" if tokenizer else "without a tokenizer"
     tell(f"{target}: {model.config.num_parameters:,} parameters, {told}.")
@@ -134,20 +145,6 @@ def quantize(source, target, *, overwrite=False, tell=print):
         f"{target}: {after / 1e6:,.1f} MB of weights, {after / before:.1%} of "
         f"{before / 1e6:,.1f} MB."
     )
-
-
-def check_vocabulary(source, model, tokenizer):
-    """Checks that a tokenizer's ids are those of a model.
-
-    Raises:
-        InputError: naming both sizes.
-    """
-    size = model.config.vocabulary_size
-    if tokenizer.vocabulary_size != size:
-        raise InputError(
-            f"{source}: the model has {size:,} ids and the tokenizer "
-            f"{tokenizer.vocabulary_size:,}: it is not the model's."
-        )
 
 
 def pretrained_hash(source):

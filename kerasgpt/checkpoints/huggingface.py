@@ -16,15 +16,16 @@ import safetensors
 import safetensors.numpy
 
 from kerasgpt.checkpoints.huggingface_families import read_family, write_family
-from kerasgpt.checkpoints.huggingface_tensors import HEAD, VOCABULARY, widths
+from kerasgpt.checkpoints.huggingface_tensors import VOCABULARY, widths
 from kerasgpt.checkpoints.model_folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    build_task,
     name_variables,
 )
 from kerasgpt.config import InputError
 from kerasgpt.files import atomic_folder, read_json, write_json
-from kerasgpt.models.gpt import GPTCausalLM
+from kerasgpt.models.encoder import MARKS, EncoderConfig
 from kerasgpt.tokenizers.huggingface import (
     CONFIG_FILE as TOKENIZER_CONFIG_FILE,
 )
@@ -38,6 +39,8 @@ DTYPES = ("F32", "F16", "BF16")
 # That of the largest open model, of 405 billion parameters, is below 1 MB.
 MAX_HEADER_BYTES = 25_000_000
 MAX_SHARD_BYTES = 2_000_000_000
+# [NEXT] and [OTHER] are answers of ours: BERT's have a head of their own.
+TOKENIZER_MARKS = MARKS[:3]
 
 
 class _Stored(NamedTuple):
@@ -56,7 +59,7 @@ def is_huggingface(folder):
 
 
 def read_config(folder):
-    """Returns (Family, GPTConfig) of a folder as transformers writes it.
+    """Returns (Family, our configuration) of a folder of transformers.
 
     Raises:
         InputError: for an unknown model_type, or what its model cannot be.
@@ -70,7 +73,7 @@ def read_config(folder):
         raise InputError(f"{path}: {told}") from error
 
 
-def load_huggingface(folder, *, vocabulary_size=None):
+def load_huggingface(folder, *, tokenizer=None):
     """Returns the model in a folder as transformers writes it.
 
     Only tensors are read, one after the other, once their names, shapes and
@@ -79,18 +82,21 @@ def load_huggingface(folder, *, vocabulary_size=None):
     Args:
         folder: str or Path: config.json and safetensors, in one file or
             several.
-        vocabulary_size: int. So many ids there are tokens of; further rows
-            of the table, which pad it, are left out. `None` = all rows.
+        tokenizer: Tokenizer of the folder. Rows of the table for which it has
+            no token, which pad it, are left out. `None` = all rows stay.
 
     Returns:
-        GPTCausalLM.
+        GPTCausalLM, or MaskedLM, whose marks are the tokenizer's.
 
     Raises:
         InputError: for an unknown model_type, or a file that is missing,
-            damaged or another model's.
+            damaged or another model's, or marks that no tokenizer tells.
     """
     folder = pathlib.Path(folder)
     family, config = read_config(folder)
+    marks = {}
+    if family.config_class is EncoderConfig:
+        marks = {"mark_ids": _mark_ids(folder, tokenizer)}
     stored = _find_tensors(folder, family.table)
     rows = _match(folder, stored, family.table, config)
     with contextlib.ExitStack() as stack:
@@ -98,14 +104,16 @@ def load_huggingface(folder, *, vocabulary_size=None):
             path: stack.enter_context(_open(path))
             for path in {there.path for there in stored.values()}
         }
-        if config.tie_embeddings and HEAD in stored:
-            _check_tied(files, stored[HEAD], stored[rows[0].theirs])
+        needed = {row.theirs for row in rows}
+        for name, same in family.table.tied.items():
+            if name in stored and name not in needed:
+                _check_tied(files, stored[name], stored[same])
 
-        if vocabulary_size is not None:
-            config = dataclasses.replace(
-                config,
-                vocabulary_size=min(vocabulary_size, config.vocabulary_size),
-            )
+        if tokenizer is not None:
+            size = min(tokenizer.vocabulary_size, config.vocabulary_size)
+            config = dataclasses.replace(config, vocabulary_size=size)
+            check_vocabulary(folder, config, tokenizer)
+        config = dataclasses.replace(config, **marks)
 
         def fill(layer):
             variables = name_variables(layer.variables)
@@ -116,9 +124,36 @@ def load_huggingface(folder, *, vocabulary_size=None):
                         array = array[: config.vocabulary_size]
                     _assign(row, array, [variables[one] for one in row.ours])
 
-        model = GPTCausalLM(config, fill=fill, name="gpt")
-        model.build()
-    return model
+        return build_task(config, fill=fill)
+
+
+def check_vocabulary(source, config, tokenizer):
+    """Checks that a tokenizer's ids are those of a model.
+
+    Raises:
+        InputError: naming both sizes.
+    """
+    size = config.vocabulary_size
+    if tokenizer.vocabulary_size != size:
+        raise InputError(
+            f"{source}: the model has {size:,} ids and the tokenizer "
+            f"{tokenizer.vocabulary_size:,}: it is not the model's."
+        )
+
+
+def _mark_ids(folder, tokenizer):
+    """Returns the ids that a BERT's tokenizer has for our first marks."""
+    if tokenizer is None:
+        raise InputError(
+            f"{folder}: brings no vocabulary (tokenizer.json or vocab.txt), "
+            f"which tells the ids of [MASK], [CLS] and [SEP]."
+        )
+    missing = [n for n in TOKENIZER_MARKS if n not in tokenizer.control_tokens]
+    if missing:
+        raise InputError(
+            f"{folder}: the tokenizer has no {missing[0]}; BERT's have one."
+        )
+    return [tokenizer.control_id(name) for name in TOKENIZER_MARKS]
 
 
 def save_huggingface(
@@ -129,14 +164,14 @@ def save_huggingface(
     overwrite=False,
     max_shard_bytes=MAX_SHARD_BYTES,
 ):
-    """Writes a folder for `transformers.AutoModelForCausalLM.from_pretrained`.
+    """Writes a folder for `from_pretrained` of transformers.
 
     Whole or not at all; float32, in files of at most `max_shard_bytes` unless
     a single tensor is larger.
 
     Args:
         folder: str or Path.
-        model: GPTCausalLM.
+        model: GPTCausalLM or MaskedLM.
         tokenizer: Tokenizer, or None to write none.
         overwrite: bool. Replace an existing folder.
         max_shard_bytes: int.
@@ -146,7 +181,15 @@ def save_huggingface(
             written.
     """
     family, values = write_family(model.config)
+    if family.config_class is EncoderConfig:
+        _check_marks(folder, model.config, tokenizer)
     rows = list(family.table.rows_of(model.config))
+    if not family.has_head:
+        prefix = family.table.prefix
+        rows = [
+            dataclasses.replace(row, theirs=row.theirs.removeprefix(prefix))
+            for row in rows
+        ]
     variables = name_variables(model.variables)
     shards = _shards(rows, model.config, max_shard_bytes)
     with atomic_folder(folder, overwrite=overwrite) as temporary:
@@ -175,6 +218,17 @@ def save_huggingface(
                     "metadata": {"total_size": total_bytes},
                     "weight_map": weight_map,
                 },
+            )
+
+
+def _check_marks(folder, config, tokenizer):
+    """Refuses a tokenizer whose marks are not those of the model."""
+    if tokenizer is not None:
+        theirs = _mark_ids(folder, tokenizer)
+        if theirs != list(config.mark_ids[: len(theirs)]):
+            raise InputError(
+                f"{folder}: the tokenizer's ids of {', '.join(TOKENIZER_MARKS)}"
+                f" are {theirs} and the model's {list(config.mark_ids)}."
             )
 
 
@@ -209,8 +263,7 @@ def _find_tensors(folder, table):
                 stored = _Stored(
                     path, name, tuple(view.get_shape()), view.get_dtype()
                 )
-                if name != HEAD and not name.startswith(table.prefix):
-                    name = table.prefix + name
+                name = table.full_name(name)
                 if name in found:
                     raise InputError(f"{path}: tensor {name} is there twice.")
                 found[name] = stored
@@ -274,9 +327,8 @@ def _match(folder, stored, table, config):
     rows = list(table.rows_of(config))
     needed = {row.theirs for row in rows}
     extra = set(stored) - needed
-    if config.tie_embeddings:
-        # Some write the tied table twice.
-        extra -= {HEAD}
+    # Some write the tied table twice.
+    extra -= {name for name, same in table.tied.items() if same in needed}
     for names, state in ((needed - set(stored), "missing"), (extra, "unknown")):
         if names:
             more = f", as are {len(names) - 1} more" if len(names) > 1 else ""

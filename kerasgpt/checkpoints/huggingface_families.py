@@ -6,12 +6,14 @@ Not: their tensors (huggingface_tensors.py), files (huggingface.py).
 import dataclasses
 
 from kerasgpt.checkpoints.huggingface_tensors import (
+    BERT_TABLE,
     GPT1_TABLE,
     GPT2_TABLE,
     LLAMA_TABLE,
     TensorTable,
 )
 from kerasgpt.config import InputError
+from kerasgpt.models.encoder import EncoderConfig
 from kerasgpt.models.gpt import GPTConfig
 
 GELU_NAMES = {
@@ -47,6 +49,8 @@ class Family:
         activations: dict of their name to ours, the usual name first.
         defaults: dict. What is meant where config.json says nothing.
         only: dict. What else it may not say.
+        config_class: of our configuration.
+        has_head: bool. Without one, names of tensors lack the prefix.
     """
 
     model_type: str
@@ -57,9 +61,11 @@ class Family:
     activations: dict
     defaults: dict
     only: dict
+    config_class: type = GPTConfig
+    has_head: bool = True
 
     def read_config(self, values):
-        """Returns the GPTConfig of a config.json of this family.
+        """Returns our configuration for a config.json of this family.
 
         Raises:
             InputError: for a value that is missing or not supported.
@@ -84,12 +90,14 @@ class Family:
                 f"of {', '.join(self.activations)}."
             )
         fields["activation"] = self.activations[activation]
-        if self.fixed["position"] == "rotary":
+        if self.fixed.get("position") == "rotary":
             fields |= _read_rotary(values)
-        return GPTConfig.from_dict(_derive_widths(fields))
+        return self.config_class.from_dict(
+            _derive_widths(fields, self.config_class)
+        )
 
     def write_config(self, config):
-        """Returns the config.json of a GPTConfig, as far as it can tell it."""
+        """Returns the config.json of our configuration, as far as it can."""
         # Of several names the first: others' readers know no synonyms.
         pairs = reversed(self.activations.items())
         names = {ours: theirs for theirs, ours in pairs}
@@ -98,7 +106,7 @@ class Family:
             "activation": names.get(config.activation, config.activation),
         }
         values = {key: fields[name] for key, name in self.fields.items()}
-        if self.fixed["position"] == "rotary":
+        if self.fixed.get("position") == "rotary":
             values |= _write_rotary(config)
         return {
             "architectures": [self.architecture],
@@ -109,7 +117,7 @@ class Family:
         }
 
 
-def _derive_widths(fields):
+def _derive_widths(fields, config_class):
     """Returns the fields with those that follow from others filled in."""
     width, heads = fields["model_dim"], fields["num_heads"]
     for name in ("model_dim", "num_heads"):
@@ -126,6 +134,8 @@ def _derive_widths(fields):
         "head_dim": width // heads,
         "inner_dim": 4 * width,
     }
+    names = {field.name for field in dataclasses.fields(config_class)}
+    derived = {k: value for k, value in derived.items() if k in names}
     given = {k: value for k, value in fields.items() if value is not None}
     return {**derived, **given}
 
@@ -192,16 +202,20 @@ LLAMA_FIXED = {
     "norm": "rms",
     "qk_norm": False,
 }
-LLAMA_FIELDS = {
+# Of BERT and those that came after it.
+HIDDEN_FIELDS = {
     "vocab_size": "vocabulary_size",
     "max_position_embeddings": "context_length",
     "hidden_size": "model_dim",
     "intermediate_size": "inner_dim",
     "num_hidden_layers": "num_layers",
     "num_attention_heads": "num_heads",
+    "hidden_act": "activation",
+}
+LLAMA_FIELDS = {
+    **HIDDEN_FIELDS,
     "num_key_value_heads": "num_kv_heads",
     "head_dim": "head_dim",
-    "hidden_act": "activation",
     "rms_norm_eps": "norm_epsilon",
     "tie_word_embeddings": "tie_embeddings",
 }
@@ -216,6 +230,27 @@ LLAMA = {
     "table": LLAMA_TABLE,
     "fields": LLAMA_FIELDS,
     "activations": GATED_NAMES,
+}
+BERT = {
+    "model_type": "bert",
+    "table": BERT_TABLE,
+    "fields": {**HIDDEN_FIELDS, "layer_norm_eps": "norm_epsilon"},
+    "activations": {"gelu": "gelu", **GELU_NAMES},
+    "defaults": {"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+    "only": {
+        "type_vocab_size": 2,
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+    "config_class": EncoderConfig,
+}
+BERT_FIXED = {
+    "norm": "layer",
+    "norm_order": "post",
+    "embedding_norm": True,
+    "use_bias": True,
 }
 FAMILIES = (
     Family(
@@ -275,14 +310,26 @@ FAMILIES = (
         only={"use_sliding_window": False, "attention_bias": False},
         **LLAMA,
     ),
+    Family(
+        architecture="BertForMaskedLM",
+        fixed={**BERT_FIXED, "output_transform": True},
+        **BERT,
+    ),
+    Family(
+        architecture="BertModel",
+        fixed={**BERT_FIXED, "output_transform": False},
+        has_head=False,
+        **BERT,
+    ),
 )
 
 
 def read_family(values):
-    """Returns (Family, GPTConfig) of a config.json.
+    """Returns (Family, our configuration) of a config.json.
 
     Args:
-        values: dict, its content.
+        values: dict, its content. Of families with one model_type, the first
+            whose class in transformers it names, or else the first.
 
     Raises:
         InputError: for an unknown model_type, or what its model cannot be.
@@ -296,10 +343,12 @@ def read_family(values):
         >>> next(family.table.rows_of(config)).theirs
         'transformer.wte.weight'
     """
-    for family in FAMILIES:
-        if values.get("model_type") == family.model_type:
-            return family, family.read_config(values)
-    known = ", ".join(family.model_type for family in FAMILIES)
+    named = values.get("architectures")
+    found = [f for f in FAMILIES if f.model_type == values.get("model_type")]
+    if found:
+        chosen = [f for f in found if named == [f.architecture]] or found
+        return chosen[0], chosen[0].read_config(values)
+    known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES))
     raise InputError(
         f"model_type {values.get('model_type')!r} is unknown; it must be one "
         f"of {known}."
@@ -307,16 +356,22 @@ def read_family(values):
 
 
 def write_family(config):
-    """Returns (Family, config.json as a dict) of a GPTConfig.
+    """Returns (Family, config.json as a dict) of our configuration.
 
-    The dropout rate is not told: it belongs to training.
+    The dropout rate is not told: it belongs to training. Neither are the ids
+    of marks: the tokenizer tells them.
 
     Raises:
         InputError: if transformers has no such model.
     """
+    families = [f for f in FAMILIES if f.config_class is type(config)]
+    if not families:
+        raise InputError(
+            "a model of this kind is not written for transformers."
+        )
     config = _told(config)
     differences = []
-    for family in FAMILIES:
+    for family in families:
         values = family.write_config(config)
         try:
             told = family.read_config(values)
@@ -341,6 +396,13 @@ def write_family(config):
 
 def _told(config):
     """Returns the config without what changes nothing, or only training."""
+    if type(config) is EncoderConfig:
+        if not config.mark_ids:
+            raise InputError(
+                "transformers keeps [MASK], [CLS] and [SEP] in the tokenizer's "
+                "vocabulary; this model has them after it (mark_ids is empty)."
+            )
+        return dataclasses.replace(config, dropout_rate=0.0, mark_ids=())
     changes = {"dropout_rate": 0.0}
     if config.use_bias:
         changes["qkv_bias"] = False

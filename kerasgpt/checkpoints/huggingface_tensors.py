@@ -6,6 +6,9 @@ Each is read in both directions. Not: config.json (huggingface_families.py).
 import dataclasses
 import re
 
+HEAD, VOCABULARY = "lm_head.weight", "vocabulary"
+BERT_HEAD = "cls."
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -17,7 +20,7 @@ class Row:
             the last axis if there are several.
         shape: tuple of str. Widths in the file, see `widths`.
         transposed: bool. Whether ours has the axes the other way round.
-        when: str, see `_conditions`. "" = always.
+        when: str, a setting that is on, or "untied". "" = always.
     """
 
     theirs: str
@@ -43,26 +46,40 @@ class TensorTable:
         rows: tuple of Row.
         prefix: str. Of all names but the output head's; files of a model
             without a head lack it.
-        buffers: str, a pattern of names without weights, which are not read.
+        buffers: str, a pattern of names that are not read: no weights, or
+            those of another task.
+        head: str, with which names of the output head begin.
+        tied: dict of names that some write, too, to the equal tensors' names.
+        renamed: dict of endings of names in old files to those of today.
     """
 
     rows: tuple
     prefix: str
     buffers: str
+    head: str = HEAD
+    tied: dict = dataclasses.field(default_factory=dict)
+    renamed: dict = dataclasses.field(default_factory=dict)
 
     def rows_of(self, config):
-        """Yields the rows of a GPTConfig, names with prefix and block."""
-        conditions = _conditions(config)
+        """Yields the rows of a configuration, names with prefix and block."""
         for row in self.rows:
-            if not conditions[row.when]:
+            if not _holds(row.when, config):
                 continue
-            if row.theirs != HEAD:
-                row = dataclasses.replace(row, theirs=self.prefix + row.theirs)
+            row = dataclasses.replace(row, theirs=self.full_name(row.theirs))
             if "{}" not in row.theirs:
                 yield row
                 continue
             for index in range(config.num_layers):
                 yield row.of_block(index)
+
+    def full_name(self, name):
+        """Returns a tensor's name with the prefix, in today's words."""
+        for old, new in self.renamed.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        if name.startswith((self.head, self.prefix)):
+            return name
+        return self.prefix + name
 
     def is_buffer(self, name):
         """Returns whether a tensor is none of the model's weights."""
@@ -73,7 +90,9 @@ class TensorTable:
 def widths(config):
     """Returns dict of name to length, of the axes in the tables."""
     query = config.num_heads * config.head_dim
-    key = config.num_kv_heads * config.head_dim
+    # An encoder's heads all have keys of their own.
+    num_kv_heads = getattr(config, "num_kv_heads", config.num_heads)
+    key = num_kv_heads * config.head_dim
     return {
         VOCABULARY: config.vocabulary_size,
         "context": config.context_length,
@@ -83,16 +102,15 @@ def widths(config):
         "query": query,
         "key": key,
         "query key value": query + 2 * key,
+        "sentences": 2,
     }
 
 
-def _conditions(config):
-    return {
-        "": True,
-        "qkv_bias": config.qkv_bias,
-        "qk_norm": config.qk_norm,
-        "untied": not config.tie_embeddings,
-    }
+def _holds(condition, config):
+    """Returns whether a model has the rows that bear a condition."""
+    if condition == "untied":
+        return not config.tie_embeddings
+    return not condition or getattr(config, condition)
 
 
 def _block(theirs, ours, *shape, **options):
@@ -118,10 +136,18 @@ def _conv1d(theirs, ours, inputs, outputs):
     )
 
 
-def _layer_norm(theirs, ours):
+def _layer_norm(theirs, ours, make=_block):
     return (
-        _block(f"{theirs}.weight", f"{ours}/gamma", "model"),
-        _block(f"{theirs}.bias", f"{ours}/beta", "model"),
+        make(f"{theirs}.weight", f"{ours}/gamma", "model"),
+        make(f"{theirs}.bias", f"{ours}/beta", "model"),
+    )
+
+
+def _biased(theirs, ours, outputs, inputs):
+    """Returns the rows of a torch.nn.Linear with a bias."""
+    return (
+        _linear(theirs, ours, outputs, inputs),
+        _block(f"{theirs}.bias", f"{ours}/bias", outputs),
     )
 
 
@@ -130,7 +156,17 @@ def _model(theirs, ours, *shape, **options):
     return Row(theirs, (f"backbone/{ours}",), shape, **options)
 
 
-HEAD, VOCABULARY = "lm_head.weight", "vocabulary"
+def _transform(theirs, ours, *shape, **options):
+    """Returns the row of a tensor between BERT's blocks and its table."""
+    return Row(
+        f"{BERT_HEAD}predictions.{theirs}",
+        (f"output_transform/{ours}",),
+        shape,
+        when="output_transform",
+        **options,
+    )
+
+
 HEAD_ROW = _model(
     HEAD,
     "token_embedding/reverse_embeddings",
@@ -222,18 +258,98 @@ LLAMA_ROWS = (
     _model("norm.weight", "final_norm/scale", "model"),
     HEAD_ROW,
 )
+BERT_ROWS = (
+    _model(
+        "embeddings.word_embeddings.weight",
+        "token_embedding/embeddings",
+        VOCABULARY,
+        "model",
+    ),
+    _model(
+        "embeddings.position_embeddings.weight",
+        "position_embedding/embeddings",
+        "context",
+        "model",
+    ),
+    _model(
+        "embeddings.token_type_embeddings.weight",
+        "sentence_embedding/embeddings",
+        "sentences",
+        "model",
+    ),
+    *_layer_norm("embeddings.LayerNorm", "embedding_norm", _model),
+    *(
+        row
+        for name in ("query", "key", "value")
+        for row in _biased(
+            f"encoder.layer.{{}}.attention.self.{name}",
+            f"attention/{name}",
+            "query",
+            "model",
+        )
+    ),
+    *_biased(
+        "encoder.layer.{}.attention.output.dense",
+        "attention/output",
+        "model",
+        "query",
+    ),
+    *_layer_norm(
+        "encoder.layer.{}.attention.output.LayerNorm", "attention_norm"
+    ),
+    *_biased(
+        "encoder.layer.{}.intermediate.dense",
+        "feed_forward/up",
+        "inner",
+        "model",
+    ),
+    *_biased(
+        "encoder.layer.{}.output.dense", "feed_forward/down", "model", "inner"
+    ),
+    *_layer_norm("encoder.layer.{}.output.LayerNorm", "feed_forward_norm"),
+    _transform(
+        "transform.dense.weight",
+        "dense/kernel",
+        "model",
+        "model",
+        transposed=True,
+    ),
+    _transform("transform.dense.bias", "dense/bias", "model"),
+    *_layer_norm("transform.LayerNorm", "norm", _transform),
+    _transform("bias", "bias", VOCABULARY),
+)
 GPT1_TABLE = TensorTable(
     rows=GPT1_ROWS,
     prefix="transformer.",
+    tied={HEAD: "transformer.tokens_embed.weight"},
     buffers=r"h\.\d+\.attn\.bias|position_ids",
 )
 GPT2_TABLE = TensorTable(
     rows=GPT2_ROWS,
     prefix="transformer.",
+    tied={HEAD: "transformer.wte.weight"},
     buffers=r"h\.\d+\.attn\.(bias|masked_bias)",
 )
 LLAMA_TABLE = TensorTable(
     rows=LLAMA_ROWS,
     prefix="model.",
+    tied={HEAD: "model.embed_tokens.weight"},
     buffers=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",
+)
+BERT_TABLE = TensorTable(
+    rows=BERT_ROWS,
+    prefix="bert.",
+    # The tasks beside the masked one, and a table of 0, 1, 2, … in old files.
+    buffers=r"pooler\..*|cls\.seq_relationship\..*|embeddings\.position_ids",
+    head=BERT_HEAD,
+    tied={
+        "cls.predictions.decoder.weight": (
+            "bert.embeddings.word_embeddings.weight"
+        ),
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    renamed={
+        "LayerNorm.gamma": "LayerNorm.weight",
+        "LayerNorm.beta": "LayerNorm.bias",
+    },
 )

@@ -159,15 +159,24 @@ def load_config(folder, *, kinds=("gpt",)):
     kind = "gpt"
     if isinstance(values, dict):
         kind = values.pop(KIND_KEY, kind)
+    check_kind(path, kind, kinds)
+    try:
+        return MODELS[kind][0].from_dict(values)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def check_kind(path, kind, kinds):
+    """Refuses a model of a kind that is of no use.
+
+    Raises:
+        InputError: naming its place, and the kinds that are.
+    """
     if kind not in kinds:
         raise InputError(
             f"{path}: describes a model of kind {kind!r}; this needs one of "
             f"{', '.join(kinds)}."
         )
-    try:
-        return MODELS[kind][0].from_dict(values)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def save_tokenizer(folder, tokenizer):

@@ -298,6 +298,24 @@ def held_out(texts, fraction):
     return [place <= limit for place in places]
 
 
+def split_rows(rows, texts, fraction):
+    """Returns dict of "train" and "validation" to lists of rows.
+
+    Args:
+        rows: list, one a text.
+        texts, fraction: see `held_out`.
+
+    Example:
+        >>> split_rows([1, 2, 3], ["one", "two", "one"], 0.01)
+        {'train': [1, 3], 'validation': [2]}
+    """
+    pairs = list(zip(rows, held_out(texts, fraction), strict=True))
+    return {
+        name: [row for row, is_out in pairs if is_out == (name == "validation")]
+        for name in ("train", "validation")
+    }
+
+
 def prepare_documents(
     documents, tokenizer, folder, *, validation_fraction, is_validation=()
 ):

@@ -7,6 +7,7 @@ from kerasgpt.layers.blocks import (
     EncoderBlock,
 )
 from kerasgpt.layers.feed_forward import FeedForward
+from kerasgpt.layers.output_transform import OutputTransform
 from kerasgpt.layers.recurrent import RecurrentLayer
 from kerasgpt.layers.rotary import RotaryEmbedding
 
@@ -16,6 +17,7 @@ __all__ = [
     "EncoderBlock",
     "FeedForward",
     "MultiHeadAttention",
+    "OutputTransform",
     "RecurrentLayer",
     "RotaryEmbedding",
 ]

@@ -23,6 +23,13 @@ def build_norm(kind, *, epsilon, name, dtype=None):
     raise ValueError(f'norm must be "layer" or "rms"; received {kind!r}.')
 
 
+def build_dropout(rate, dtype, *, name="dropout"):
+    """Returns a keras layer of dropout; of rate 0, one without a seed."""
+    if rate:
+        return keras.layers.Dropout(rate, name=name, dtype=dtype)
+    return keras.layers.Identity(name=name, dtype=dtype)
+
+
 @keras.saving.register_keras_serializable("kerasgpt")
 class DecoderBlock(keras.layers.Layer):
     """Pre-norm block: `x + attention(norm(x))`, then `x + network(norm(x))`.
@@ -142,13 +149,7 @@ class DecoderBlock(keras.layers.Layer):
         self.feed_forward = FeedForward(
             inner_dim, activation=activation, name="feed_forward", **shared
         )
-        self.dropout = (
-            keras.layers.Dropout(
-                dropout_rate, name="dropout", dtype=self.dtype_policy
-            )
-            if dropout_rate
-            else keras.layers.Identity(name="dropout", dtype=self.dtype_policy)
-        )
+        self.dropout = build_dropout(dropout_rate, self.dtype_policy)
 
     def build(self, hidden_states_shape, *unused_shapes, **unused_kwargs):
         self.attention_norm.build(hidden_states_shape)

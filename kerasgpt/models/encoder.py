@@ -1,7 +1,7 @@
 """Owns the bidirectional model and its masked-language task. Not: masking.
 
 Marks ([MASK], [CLS], …) are rows of the model's own table, after those of the
-tokenizer: no text can hold one, whichever tokenizer it is.
+tokenizer, or control tokens of it: no text can hold one, whichever it is.
 """
 
 import dataclasses
@@ -9,34 +9,41 @@ import dataclasses
 import keras
 from keras import ops
 
-from kerasgpt.config import Config, setting
+from kerasgpt.config import Config, InputError, setting
 from kerasgpt.layers.blocks import EncoderBlock, build_norm
 from kerasgpt.layers.feed_forward import ACTIVATIONS
 from kerasgpt.layers.masks import segment_mask
-from kerasgpt.models.gpt import EMBEDDING_NAME
+from kerasgpt.layers.output_transform import OutputTransform
+from kerasgpt.models.gpt import GPTConfig
+from kerasgpt.models.tied_lm import (
+    EMBEDDING_NAME,
+    ConfiguredModel,
+    TiedLM,
+    build_table,
+    read_rows,
+)
 
-# The last rows of the table. [NEXT] and [OTHER] are never read: they are the
-# two answers that are predicted at [CLS].
+# [NEXT] and [OTHER] are never read: they are the two answers that are
+# predicted at [CLS].
 MARKS = ("[MASK]", "[CLS]", "[SEP]", "[NEXT]", "[OTHER]")
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig(Config):
-    """Shape of a bidirectional Transformer.
+class StackConfig(Config):
+    """Shape of stacks of blocks that all have one width.
 
     Example:
-        >>> config = EncoderConfig(vocabulary_size=265 + len(MARKS))
-        >>> config.mark_id("[MASK]"), config.mark_id("[CLS]")
-        (265, 266)
+        >>> StackConfig.from_depth(6).model_dim
+        192
     """
 
     vocabulary_size: int = setting(
-        261, "rows of the embedding, marks included", unit="tokens", minimum=6
+        256, "rows of the embedding", unit="tokens", minimum=1
     )
     context_length: int = setting(
         128, "longest input", unit="tokens", minimum=1
     )
-    num_layers: int = setting(4, "encoder blocks", minimum=1)
+    num_layers: int = setting(2, "blocks of a stack", minimum=1)
     num_heads: int = setting(4, "heads of a block", minimum=1)
     head_dim: int = setting(32, "width of a head", minimum=1)
     model_dim: int = setting(128, "width of the residual stream", minimum=1)
@@ -63,20 +70,100 @@ class EncoderConfig(Config):
         }
         return cls(**{**shape, **fields})
 
+    def as_decoder(self, num_layers, **fields):
+        """Returns the GPTConfig of so many such blocks, which cost alike."""
+        names = {field.name for field in dataclasses.fields(GPTConfig)}
+        shared = {k: v for k, v in self.to_dict().items() if k in names}
+        heads = {"num_layers": num_layers, "num_kv_heads": self.num_heads}
+        return GPTConfig(**{**shared, **heads, **fields})
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(StackConfig):
+    """Shape of a bidirectional Transformer.
+
+    Example:
+        >>> config = EncoderConfig(vocabulary_size=265 + len(MARKS))
+        >>> config.mark_id("[MASK]"), config.mark_id("[CLS]")
+        (265, 266)
+    """
+
+    vocabulary_size: int = setting(
+        261, "rows of the embedding, marks included", unit="tokens", minimum=6
+    )
+    num_layers: int = setting(4, "encoder blocks", minimum=1)
+    norm_order: str = setting(
+        "pre",
+        "normalise what enters a branch, or (post) its sum with the input",
+        choices=("pre", "post"),
+    )
+    norm_epsilon: float = setting(1e-6, "added to the variance", minimum=0.0)
+    embedding_norm: bool = setting(False, "normalise what the tables give")
+    use_bias: bool = setting(False, "biases in all projections of the blocks")
+    output_transform: bool = setting(
+        False,
+        "a projection, an activation and a norm before the table is read "
+        "again, and a bias for each token",
+    )
+    # A list in JSON, which knows no tuples.
+    mark_ids: list | tuple = setting(
+        (), "ids of MARKS, or of the first three; empty = the last rows"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        ids = tuple(self.mark_ids)
+        if ids and (
+            len(ids) not in (3, len(MARKS))
+            or not all(
+                type(one) is int and 0 <= one < self.vocabulary_size
+                for one in ids
+            )
+            or len(set(ids)) < len(ids)
+        ):
+            raise InputError(
+                f"mark_ids={list(ids)}: must be 3 or {len(MARKS)} different "
+                f"ids below vocabulary_size={self.vocabulary_size}."
+            )
+        if self.output_transform and self.activation in ("swiglu", "geglu"):
+            raise InputError(
+                f"output_transform=true: needs an activation without a gate; "
+                f"received {self.activation}."
+            )
+        object.__setattr__(self, "mark_ids", ids)
+
     def mark_id(self, name):
-        """Returns the id of a mark, for example "[MASK]"."""
-        return self.vocabulary_size - len(MARKS) + MARKS.index(name)
+        """Returns the id of a mark, for example "[MASK]".
+
+        Raises:
+            InputError: if the model has no such mark.
+        """
+        first = self.vocabulary_size - len(MARKS)
+        ids = self.mark_ids or range(first, self.vocabulary_size)
+        index = MARKS.index(name)
+        if index >= len(ids):
+            raise InputError(
+                f"the model has no {name}: it is not asked whether a sentence "
+                f"follows another."
+            )
+        return ids[index]
 
     @property
     def num_parameters(self):
         """Int. Trainable numbers, counted without building the model."""
-        width = self.model_dim
+        width, query = self.model_dim, self.num_heads * self.head_dim
         norm = width * (2 if self.norm == "layer" else 1)
         gates = 3 if self.activation in ("swiglu", "geglu") else 2
-        block = 4 * width * self.num_heads * self.head_dim
+        block = 4 * width * query
         block += gates * width * self.inner_dim + 2 * norm
+        if self.use_bias:
+            block += 3 * query + 2 * width + (gates - 1) * self.inner_dim
         tables = self.vocabulary_size + self.context_length + 2
-        return self.num_layers * block + norm + tables * width
+        norms = (self.norm_order == "pre") + self.embedding_norm
+        total = self.num_layers * block + norms * norm + tables * width
+        if self.output_transform:
+            total += width * width + width + norm + self.vocabulary_size
+        return total
 
     @property
     def training_flops_per_token(self):
@@ -91,12 +178,13 @@ class EncoderConfig(Config):
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class EncoderBackbone(keras.Model):
+class EncoderBackbone(ConfiguredModel):
     """Token ids -> hidden states that know what stands on both sides.
 
-    Positions are a learned table, as in BERT; blocks are pre-norm. A segment's
-    first sentence and what follows its first [SEP] get a row each, BERT's
-    token types, which are counted here and not asked for.
+    Positions are a learned table, as in BERT, whose blocks are post-norm with
+    biases and whose embeddings are normalised, too: see `EncoderConfig`. A
+    segment's first sentence and what follows its first [SEP] get a row each,
+    BERT's token types, which are counted here and not asked for.
 
     Args:
         config: EncoderConfig, or the dict of one.
@@ -116,21 +204,13 @@ class EncoderBackbone(keras.Model):
     Reference: Devlin et al. 2019, BERT (arXiv 1810.04805), section 3.
     """
 
+    config_class = EncoderConfig
+
     def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-        if isinstance(config, dict):
-            config = EncoderConfig.from_dict(config)
-        self.config = config
+        super().__init__(config, **kwargs)
+        config = self.config
         small = keras.initializers.RandomNormal(stddev=0.02)
-        self.token_embedding = keras.layers.ReversibleEmbedding(
-            config.vocabulary_size,
-            config.model_dim,
-            tie_weights=True,
-            embeddings_initializer=small,
-            reverse_dtype="float32",
-            dtype=self.dtype_policy,
-            name=f"token_{EMBEDDING_NAME}",
-        )
+        self.token_embedding = build_table(config, small, self.dtype_policy)
         self.position_embedding, self.sentence_embedding = (
             keras.layers.Embedding(
                 rows,
@@ -144,6 +224,8 @@ class EncoderBackbone(keras.Model):
                 ("sentence", 2),
             )
         )
+        if config.embedding_norm:
+            self.embedding_norm = self._norm("embedding_norm")
         self.dropout = keras.layers.Dropout(
             config.dropout_rate, name="dropout", dtype=self.dtype_policy
         )
@@ -158,6 +240,9 @@ class EncoderBackbone(keras.Model):
                 inner_dim=config.inner_dim,
                 activation=config.activation,
                 norm=config.norm,
+                norm_order=config.norm_order,
+                norm_epsilon=config.norm_epsilon,
+                use_bias=config.use_bias,
                 dropout_rate=config.dropout_rate,
                 kernel_initializer=kernel,
                 output_initializer=output,
@@ -166,36 +251,32 @@ class EncoderBackbone(keras.Model):
             )
             for index in range(config.num_layers)
         ]
-        self.final_norm = build_norm(
-            config.norm,
-            epsilon=1e-6,
-            name="final_norm",
+        self.final_norm = (
+            self._norm("final_norm")
+            if config.norm_order == "pre"
+            else keras.layers.Identity(
+                name="final_norm", dtype=self.dtype_policy
+            )
+        )
+
+    def _norm(self, name):
+        return build_norm(
+            self.config.norm,
+            epsilon=self.config.norm_epsilon,
+            name=name,
             dtype=self.dtype_policy,
         )
 
-    def build(self, input_shape=None):
-        for layer in self.layers:
-            layer.build((None, None, self.config.model_dim))
-        self.built = True
-
     def call(self, inputs, training=None):
-        token_ids = ops.convert_to_tensor(inputs["token_ids"], "int32")
-        positions = inputs.get("positions")
-        if positions is None:
-            positions = ops.broadcast_to(
-                ops.arange(ops.shape(token_ids)[1], dtype="int32")[None],
-                ops.shape(token_ids),
-            )
-        segment_ids = inputs.get("segment_ids")
-        if segment_ids is None:
-            segment_ids = ops.ones_like(token_ids)
-        segment_ids = ops.convert_to_tensor(segment_ids, "int32")
+        token_ids, positions, segment_ids = read_rows(inputs)
         visible = segment_mask(segment_ids, segment_ids)
         hidden_states = (
             self.token_embedding(token_ids)
             + self.position_embedding(positions)
             + self.sentence_embedding(self._sentences(token_ids, visible))
         )
+        if self.config.embedding_norm:
+            hidden_states = self.embedding_norm(hidden_states)
         hidden_states = self.dropout(hidden_states, training=training)
         for block in self.blocks:
             hidden_states = block(
@@ -221,22 +302,15 @@ class EncoderBackbone(keras.Model):
             "int32",
         )
 
-    def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-        }
-
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class MaskedLM(keras.Model):
+class MaskedLM(TiedLM):
     """Token ids, some of them [MASK] -> logits of what stands at each place.
 
-    BERT's further projection before the output is left out: the table of the
-    tokens reads the last hidden states, as the GPT's does. Whether a second
-    sentence follows the first is answered at [CLS] by a mark of the same
-    table, so one loss trains both tasks.
+    The table of the tokens reads the last hidden states, as the GPT's does,
+    after BERT's further projection if `output_transform` asks for it. Whether
+    a second sentence follows the first is answered at [CLS] by a mark of the
+    same table, so one loss trains both tasks.
 
     Args:
         config: see `EncoderBackbone`.
@@ -253,31 +327,40 @@ class MaskedLM(keras.Model):
         (1, 3, 261)
     """
 
-    def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-        self.backbone = EncoderBackbone(
-            config, name="backbone", dtype=self.dtype_policy
-        )
-        self.config = self.backbone.config
+    config_class = EncoderConfig
+    backbone_class = EncoderBackbone
 
-    def build(self, input_shape=None):
-        self.backbone.build()
-        self.built = True
+    def __init__(self, config, **kwargs):
+        super().__init__(config, **kwargs)
+        if self.config.output_transform:
+            self.output_transform = OutputTransform(
+                self.config.vocabulary_size,
+                activation=self.config.activation,
+                norm=self.config.norm,
+                norm_epsilon=self.config.norm_epsilon,
+                dtype=self.dtype_policy,
+                name="output_transform",
+            )
+
+    def read(self, inputs, training=None):
+        hidden_states = super().read(inputs, training=training)
+        if self.config.output_transform:
+            hidden_states = self.output_transform(hidden_states)
+        return hidden_states
 
     def call(self, inputs, training=None):
-        return self.project(self.backbone(inputs, training=training))
+        return self.project(self.read(inputs, training=training))
 
     def project(self, hidden_states):
-        """Returns the logits (…, vocabulary_size) of hidden states."""
-        return self.backbone.token_embedding(hidden_states, reverse=True)
+        if not self.config.output_transform:
+            return super().project(hidden_states)
+        kernel = ops.cast(self.output_kernel(), "float32")
+        return ops.matmul(
+            ops.cast(hidden_states, "float32"), ops.transpose(kernel)
+        )
 
     def output_kernel(self):
-        """Returns the (vocabulary_size, model_dim) matrix of `project`."""
-        return ops.convert_to_tensor(self.backbone.token_embedding.embeddings)
-
-    def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-        }
+        table = super().output_kernel()
+        if not self.config.output_transform:
+            return table
+        return self.output_transform.extend(table)

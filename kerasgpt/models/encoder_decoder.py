@@ -6,16 +6,22 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from kerasgpt.config import Config, InputError, setting
+from kerasgpt.config import InputError, setting
 from kerasgpt.layers.blocks import CrossDecoderBlock, EncoderBlock, build_norm
 from kerasgpt.layers.cache import KVCache, slot_writer
 from kerasgpt.layers.feed_forward import ACTIVATIONS
 from kerasgpt.layers.masks import attention_mask, segment_mask
-from kerasgpt.models.gpt import EMBEDDING_NAME
+from kerasgpt.models.encoder import StackConfig
+from kerasgpt.models.tied_lm import (
+    ConfiguredModel,
+    TiedLM,
+    build_table,
+    read_rows,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderConfig(Config):
+class EncoderDecoderConfig(StackConfig):
     """Shape of an encoder and a decoder of equal depth.
 
     Example:
@@ -23,19 +29,6 @@ class EncoderDecoderConfig(Config):
         128
     """
 
-    vocabulary_size: int = setting(
-        256, "rows of the embedding, of both languages", minimum=1
-    )
-    context_length: int = setting(
-        128, "longest text, of each side", unit="tokens", minimum=1
-    )
-    num_layers: int = setting(2, "blocks of each side", minimum=1)
-    num_heads: int = setting(4, "heads of a block", minimum=1)
-    head_dim: int = setting(32, "width of a head, even", minimum=2)
-    model_dim: int = setting(128, "width of the residual stream", minimum=1)
-    inner_dim: int = setting(
-        512, "inner width of the feed-forward network", minimum=1
-    )
     activation: str = setting(
         "relu2", "of the feed-forward network", choices=tuple(ACTIVATIONS)
     )
@@ -44,9 +37,6 @@ class EncoderDecoderConfig(Config):
     rotary_base: float = setting(
         10000.0, "wavelength base of rotary positions", minimum=1.0
     )
-    dropout_rate: float = setting(
-        0.0, "of embeddings and branches", minimum=0.0, maximum=0.9
-    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,18 +44,6 @@ class EncoderDecoderConfig(Config):
             raise InputError(
                 f"head_dim={self.head_dim}: must be even for rotary positions."
             )
-
-    @classmethod
-    def from_depth(cls, depth, **fields):
-        """Returns the shape of so many blocks: 32 wide each, at least 128."""
-        width = max(128, 32 * depth)
-        shape = {
-            "num_layers": depth,
-            "num_heads": width // 32,
-            "model_dim": width,
-            "inner_dim": 4 * width,
-        }
-        return cls(**{**shape, **fields})
 
     @property
     def num_parameters(self):
@@ -107,7 +85,7 @@ class Seq2SeqCache(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class EncoderDecoderBackbone(keras.Model):
+class EncoderDecoderBackbone(ConfiguredModel):
     """Source ids and target ids -> hidden states of the target.
 
     One table for both languages; rotary positions on both sides.
@@ -142,19 +120,15 @@ class EncoderDecoderBackbone(keras.Model):
     normalisation and positions of `GPTBackbone`.
     """
 
+    config_class = EncoderDecoderConfig
+
     def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-        if isinstance(config, dict):
-            config = EncoderDecoderConfig.from_dict(config)
-        self.config = config
-        self.token_embedding = keras.layers.ReversibleEmbedding(
-            config.vocabulary_size,
-            config.model_dim,
-            tie_weights=True,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.02),
-            reverse_dtype="float32",
-            dtype=self.dtype_policy,
-            name=f"token_{EMBEDDING_NAME}",
+        super().__init__(config, **kwargs)
+        config = self.config
+        self.token_embedding = build_table(
+            config,
+            keras.initializers.RandomNormal(stddev=0.02),
+            self.dtype_policy,
         )
         self.dropout = keras.layers.Dropout(
             config.dropout_rate, name="dropout", dtype=self.dtype_policy
@@ -191,11 +165,6 @@ class EncoderDecoderBackbone(keras.Model):
             for name in ("encoder_norm", "final_norm")
         )
 
-    def build(self, input_shape=None):
-        for layer in self.layers:
-            layer.build((None, None, self.config.model_dim))
-        self.built = True
-
     def encode(self, inputs, training=None):
         """Returns float (batch, source_length, model_dim), and its segments.
 
@@ -203,9 +172,7 @@ class EncoderDecoderBackbone(keras.Model):
             inputs: dict of source_ids, perhaps source_positions and
                 source_segment_ids.
         """
-        token_ids, positions, segment_ids = _with_defaults(
-            inputs, "source_ids", "source_positions", "source_segment_ids"
-        )
+        token_ids, positions, segment_ids = read_rows(inputs, "source_")
         visible = segment_mask(segment_ids, segment_ids)
         hidden_states = self.token_embedding(token_ids)
         hidden_states = self.dropout(hidden_states, training=training)
@@ -226,9 +193,7 @@ class EncoderDecoderBackbone(keras.Model):
         slot_writer=slot_writer,
         training=None,
     ):
-        token_ids, positions, segment_ids = _with_defaults(
-            inputs, "token_ids", "positions", "segment_ids"
-        )
+        token_ids, positions, segment_ids = read_rows(inputs)
         source, write = None, None
         if cache is None:
             source, source_segments = self.encode(inputs, training=training)
@@ -281,34 +246,9 @@ class EncoderDecoderBackbone(keras.Model):
             is_source,
         )
 
-    def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-        }
-
-
-def _with_defaults(inputs, tokens, positions, segments):
-    """Returns int32 ids, positions and segments: one text a row by default."""
-    token_ids = ops.convert_to_tensor(inputs[tokens], "int32")
-    where, which = inputs.get(positions), inputs.get(segments)
-    if where is None:
-        where = ops.broadcast_to(
-            ops.arange(ops.shape(token_ids)[1], dtype="int32")[None],
-            ops.shape(token_ids),
-        )
-    if which is None:
-        which = ops.ones_like(token_ids)
-    return (
-        token_ids,
-        ops.convert_to_tensor(where, "int32"),
-        ops.convert_to_tensor(which, "int32"),
-    )
-
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class Seq2SeqLM(keras.Model):
+class Seq2SeqLM(TiedLM):
     """A source and the beginning of a target -> logits of what follows.
 
     Args:
@@ -328,34 +268,5 @@ class Seq2SeqLM(keras.Model):
         (1, 2, 9)
     """
 
-    def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-        self.backbone = EncoderDecoderBackbone(
-            config, name="backbone", dtype=self.dtype_policy
-        )
-        self.config = self.backbone.config
-
-    def build(self, input_shape=None):
-        self.backbone.build()
-        self.built = True
-
-    def call(self, inputs, cache=None, training=None):
-        outputs = self.backbone(inputs, cache=cache, training=training)
-        hidden_states = outputs if cache is None else outputs[0]
-        logits = self.project(hidden_states)
-        return logits if cache is None else (logits, outputs[1])
-
-    def project(self, hidden_states):
-        """Returns the logits (…, vocabulary_size) of hidden states."""
-        return self.backbone.token_embedding(hidden_states, reverse=True)
-
-    def output_kernel(self):
-        """Returns the (vocabulary_size, model_dim) matrix of `project`."""
-        return ops.convert_to_tensor(self.backbone.token_embedding.embeddings)
-
-    def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-        }
+    config_class = EncoderDecoderConfig
+    backbone_class = EncoderDecoderBackbone

@@ -11,14 +11,18 @@ from keras import ops
 
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.layers.attention import FUSED_BACKENDS
-from kerasgpt.layers.blocks import DecoderBlock, build_norm
+from kerasgpt.layers.blocks import DecoderBlock, build_dropout, build_norm
 from kerasgpt.layers.cache import KVCache, allocate_cache, slot_writer
 from kerasgpt.layers.feed_forward import ACTIVATIONS
 from kerasgpt.layers.masks import attention_mask
+from kerasgpt.models.tied_lm import (
+    EMBEDDING_NAME,
+    ConfiguredModel,
+    TiedLM,
+    build_table,
+    read_rows,
+)
 
-# Parameters named so are embedding tables: Muon leaves them to AdamW, and
-# they are not decayed. Keras' Muon looks for this very word in the path.
-EMBEDDING_NAME = "embedding"
 ACTIVATION_NAMES = tuple(ACTIVATIONS)
 
 
@@ -249,16 +253,14 @@ class ModelConfig(Config):
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class GPTBackbone(keras.Model):
+class GPTBackbone(ConfiguredModel):
     """Token ids -> hidden states of a stack of causal decoder blocks.
 
     Args:
         config: GPTConfig, or the dict of one.
         rematerialize: bool. In training, compute what is inside the blocks
             twice instead of keeping it: less memory, more time.
-        fill: function of a layer, gives each its weights once it is built and
-            before the next is: at no time is more held than they take. `None`
-            = random ones.
+        fill: see `ConfiguredModel`.
 
     Call arguments:
         inputs: dict of
@@ -292,18 +294,17 @@ class GPTBackbone(keras.Model):
     et al. 2016 (arXiv 1604.06174), section 4, for rematerialisation.
     """
 
+    config_class = GPTConfig
+
     def __init__(self, config, *, rematerialize=False, fill=None, **kwargs):
-        super().__init__(**kwargs)
-        if isinstance(config, dict):
-            config = GPTConfig.from_dict(config)
+        super().__init__(config, fill=fill, **kwargs)
+        config = self.config
         if rematerialize and config.dropout_rate:
             raise ValueError(
                 f"rematerialize needs dropout_rate=0; received "
                 f"{config.dropout_rate}."
             )
-        self.config = config
         self.rematerialize = rematerialize
-        self.fill = fill
         # Small tables keep the first logits near zero, so that the first loss
         # is near ln V; kernels keep the variance of what they read.
         table = keras.initializers.RandomNormal(stddev=0.02)
@@ -313,14 +314,11 @@ class GPTBackbone(keras.Model):
         )
         if fill:
             table = kernel = output = keras.initializers.Zeros()
-        self.token_embedding = keras.layers.ReversibleEmbedding(
-            config.vocabulary_size,
-            config.model_dim,
+        self.token_embedding = build_table(
+            config,
+            table,
+            self.dtype_policy,
             tie_weights=config.tie_embeddings,
-            embeddings_initializer=table,
-            reverse_dtype="float32",
-            dtype=self.dtype_policy,
-            name=f"token_{EMBEDDING_NAME}",
         )
         if config.position == "learned":
             self.position_embedding = keras.layers.Embedding(
@@ -330,13 +328,7 @@ class GPTBackbone(keras.Model):
                 dtype=self.dtype_policy,
                 name=f"position_{EMBEDDING_NAME}",
             )
-        self.dropout = (
-            keras.layers.Dropout(
-                config.dropout_rate, name="dropout", dtype=self.dtype_policy
-            )
-            if config.dropout_rate
-            else keras.layers.Identity(name="dropout", dtype=self.dtype_policy)
-        )
+        self.dropout = build_dropout(config.dropout_rate, self.dtype_policy)
         self.blocks = [
             DecoderBlock(
                 num_heads=config.num_heads,
@@ -375,13 +367,6 @@ class GPTBackbone(keras.Model):
             )
         )
 
-    def build(self, input_shape=None):
-        for layer in self.layers:
-            layer.build((None, None, self.config.model_dim))
-            if self.fill:
-                self.fill(layer)
-        self.built = True
-
     def call(
         self,
         inputs,
@@ -390,21 +375,13 @@ class GPTBackbone(keras.Model):
         slot_writer=slot_writer,
         training=None,
     ):
-        token_ids = ops.convert_to_tensor(inputs["token_ids"], "int32")
-        positions = inputs.get("positions")
-        segment_ids = inputs.get("segment_ids")
         # Causal rows of one segment each: a fused kernel needs no mask.
-        is_plain = cache is None and positions is None and segment_ids is None
+        is_plain = cache is None and not any(
+            inputs.get(name) is not None
+            for name in ("positions", "segment_ids")
+        )
         is_fused = is_plain and keras.backend.backend() in FUSED_BACKENDS
-        if positions is None:
-            positions = ops.broadcast_to(
-                ops.arange(ops.shape(token_ids)[1], dtype="int32")[None],
-                ops.shape(token_ids),
-            )
-        if segment_ids is None:
-            segment_ids = ops.ones_like(token_ids)
-        positions = ops.convert_to_tensor(positions, "int32")
-        segment_ids = ops.convert_to_tensor(segment_ids, "int32")
+        token_ids, positions, segment_ids = read_rows(inputs)
 
         visible, write = None, None
         if cache is not None:
@@ -446,12 +423,7 @@ class GPTBackbone(keras.Model):
         return hidden_states, KVCache(tuple(all_keys), tuple(all_values))
 
     def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-            "rematerialize": self.rematerialize,
-        }
+        return {**super().get_config(), "rematerialize": self.rematerialize}
 
 
 def _hidden_states(block, attention_mask, positions, hidden_states):
@@ -466,7 +438,7 @@ def _hidden_states(block, attention_mask, positions, hidden_states):
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class GPTCausalLM(keras.Model):
+class GPTCausalLM(TiedLM):
     """Token ids -> logits of the token after each of them.
 
     Args:
@@ -487,37 +459,18 @@ class GPTCausalLM(keras.Model):
         ...     from_logits=True, reduction="mean_with_sample_weight"))
     """
 
-    def __init__(self, config, *, rematerialize=False, fill=None, **kwargs):
-        super().__init__(**kwargs)
-        self.backbone = GPTBackbone(
-            config,
-            rematerialize=rematerialize,
-            fill=fill,
-            name="backbone",
-            dtype=self.dtype_policy,
+    config_class = GPTConfig
+    backbone_class = GPTBackbone
+
+    def __init__(self, config, *, rematerialize=False, **kwargs):
+        super().__init__(
+            config, backbone_settings={"rematerialize": rematerialize}, **kwargs
         )
-        self.config = self.backbone.config
-
-    def build(self, input_shape=None):
-        self.backbone.build()
-        self.built = True
-
-    def call(self, inputs, cache=None, training=None):
-        outputs = self.backbone(inputs, cache=cache, training=training)
-        hidden_states = outputs if cache is None else outputs[0]
-        logits = self.project(hidden_states)
-        return logits if cache is None else (logits, outputs[1])
-
-    def project(self, hidden_states):
-        """Returns the logits (…, vocabulary_size) of hidden states."""
-        return self.backbone.token_embedding(hidden_states, reverse=True)
 
     def output_kernel(self):
-        """Returns the (vocabulary_size, model_dim) matrix of `project`."""
-        embedding = self.backbone.token_embedding
         if self.config.tie_embeddings:
-            return ops.convert_to_tensor(embedding.embeddings)
-        return ops.transpose(embedding.reverse_embeddings)
+            return super().output_kernel()
+        return ops.transpose(self.backbone.token_embedding.reverse_embeddings)
 
     def allocate_cache(self, batch_size, num_slots):
         """Returns an empty `KVCache` of `num_slots` tokens for each row."""
@@ -531,9 +484,5 @@ class GPTCausalLM(keras.Model):
         )
 
     def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-            "rematerialize": self.backbone.rematerialize,
-        }
+        rematerialize = self.backbone.rematerialize
+        return {**super().get_config(), "rematerialize": rematerialize}

@@ -10,6 +10,7 @@ from keras import ops
 
 from kerasgpt.config import InputError, setting
 from kerasgpt.models.gpt import GPTBackbone, GPTConfig
+from kerasgpt.models.tied_lm import ConfiguredModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _backbone_values(config):
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class TextClassifier(keras.Model):
+class TextClassifier(ConfiguredModel):
     """Token ids -> logits of the classes of the text up to each of them.
 
     The class of a text is read at its last token, the only one that has seen
@@ -111,13 +112,12 @@ class TextClassifier(keras.Model):
     last token's state.
     """
 
+    config_class = ClassifierConfig
+
     def __init__(self, config, *, rematerialize=False, **kwargs):
-        super().__init__(**kwargs)
-        if isinstance(config, dict):
-            config = ClassifierConfig.from_dict(config)
-        self.config = config
+        super().__init__(config, **kwargs)
         self.backbone = GPTBackbone(
-            config.backbone,
+            self.config.backbone,
             rematerialize=rematerialize,
             name="backbone",
             dtype=self.dtype_policy,
@@ -135,8 +135,11 @@ class TextClassifier(keras.Model):
         self.built = True
 
     def call(self, inputs, training=None):
-        hidden_states = self.backbone(inputs, training=training)
-        return self.project(hidden_states)
+        return self.project(self.read(inputs, training=training))
+
+    def read(self, inputs, training=None):
+        """Returns the hidden states that `output_kernel` turns into logits."""
+        return self.backbone(inputs, training=training)
 
     def project(self, hidden_states):
         """Returns the logits (…, classes) of hidden states."""
@@ -167,12 +170,8 @@ class TextClassifier(keras.Model):
             variable.assign(theirs[_place(variable)].value)
 
     def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-            "rematerialize": self.backbone.rematerialize,
-        }
+        rematerialize = self.backbone.rematerialize
+        return {**super().get_config(), "rematerialize": rematerialize}
 
 
 def _place(variable):

@@ -11,8 +11,14 @@ import keras
 from keras import ops
 
 from kerasgpt.config import Config, setting
+from kerasgpt.layers.blocks import build_dropout
 from kerasgpt.layers.recurrent import KINDS, RecurrentLayer
-from kerasgpt.models.gpt import EMBEDDING_NAME
+from kerasgpt.models.tied_lm import (
+    ConfiguredModel,
+    TiedLM,
+    build_table,
+    read_rows,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +77,7 @@ class RecurrentState(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class RecurrentBackbone(keras.Model):
+class RecurrentBackbone(ConfiguredModel):
     """Token ids -> hidden states of a stack of recurrent layers.
 
     Args:
@@ -102,31 +108,19 @@ class RecurrentBackbone(keras.Model):
     dropout.
     """
 
+    config_class = RecurrentConfig
+
     def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-        if isinstance(config, dict):
-            config = RecurrentConfig.from_dict(config)
-        self.config = config
-        self.token_embedding = keras.layers.ReversibleEmbedding(
-            config.vocabulary_size,
-            config.model_dim,
-            tie_weights=True,
-            embeddings_initializer=keras.initializers.RandomNormal(stddev=0.05),
-            reverse_dtype="float32",
-            dtype=self.dtype_policy,
-            name=f"token_{EMBEDDING_NAME}",
+        super().__init__(config, **kwargs)
+        config = self.config
+        self.token_embedding = build_table(
+            config,
+            keras.initializers.RandomNormal(stddev=0.05),
+            self.dtype_policy,
         )
         self.dropouts = [
-            (
-                keras.layers.Dropout(
-                    config.dropout_rate,
-                    name=f"dropout_{index}",
-                    dtype=self.dtype_policy,
-                )
-                if config.dropout_rate
-                else keras.layers.Identity(
-                    name=f"dropout_{index}", dtype=self.dtype_policy
-                )
+            build_dropout(
+                config.dropout_rate, self.dtype_policy, name=f"dropout_{index}"
             )
             for index in range(config.num_layers + 1)
         ]
@@ -140,13 +134,6 @@ class RecurrentBackbone(keras.Model):
             for index in range(config.num_layers)
         ]
 
-    def build(self, input_shape=None):
-        width = self.config.model_dim
-        self.token_embedding.build((None, None))
-        for layer in [*self.dropouts, *self.recurrent_layers]:
-            layer.build((None, None, width))
-        self.built = True
-
     def call(
         self,
         inputs,
@@ -155,23 +142,12 @@ class RecurrentBackbone(keras.Model):
         slot_writer=None,
         training=None,
     ):
-        token_ids = ops.convert_to_tensor(inputs["token_ids"], "int32")
-        positions = inputs.get("positions")
-        if positions is None:
-            positions = ops.broadcast_to(
-                ops.arange(ops.shape(token_ids)[1], dtype="int32")[None],
-                ops.shape(token_ids),
-            )
-        segment_ids = inputs.get("segment_ids")
-        is_token = (
-            ops.ones_like(token_ids)
-            if segment_ids is None
-            else ops.not_equal(segment_ids, 0)
-        )
-        is_known = ops.not_equal(positions, 0)
+        token_ids, positions, segment_ids = read_rows(inputs)
+        is_token = ops.not_equal(segment_ids, 0)
         # Padding forgets nothing either: what stands before it is asked for.
-        if segment_ids is not None:
-            is_known = ops.logical_or(is_known, ops.logical_not(is_token))
+        is_known = ops.logical_or(
+            ops.not_equal(positions, 0), ops.logical_not(is_token)
+        )
         kept = ops.stack(
             [
                 ops.cast(is_known, self.compute_dtype),
@@ -193,16 +169,9 @@ class RecurrentBackbone(keras.Model):
             return hidden_states
         return hidden_states, RecurrentState(tuple(states))
 
-    def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-        }
-
 
 @keras.saving.register_keras_serializable("kerasgpt")
-class RecurrentCausalLM(keras.Model):
+class RecurrentCausalLM(TiedLM):
     """Token ids -> logits of the token after each of them, by recurrence.
 
     Args:
@@ -221,34 +190,5 @@ class RecurrentCausalLM(keras.Model):
         (1, 3, 256)
     """
 
-    def __init__(self, config, **kwargs):
-        super().__init__(**kwargs)
-        self.backbone = RecurrentBackbone(
-            config, name="backbone", dtype=self.dtype_policy
-        )
-        self.config = self.backbone.config
-
-    def build(self, input_shape=None):
-        self.backbone.build()
-        self.built = True
-
-    def call(self, inputs, cache=None, training=None):
-        outputs = self.backbone(inputs, cache=cache, training=training)
-        hidden_states = outputs if cache is None else outputs[0]
-        logits = self.project(hidden_states)
-        return logits if cache is None else (logits, outputs[1])
-
-    def project(self, hidden_states):
-        """Returns the logits (…, vocabulary_size) of hidden states."""
-        return self.backbone.token_embedding(hidden_states, reverse=True)
-
-    def output_kernel(self):
-        """Returns the (vocabulary_size, model_dim) matrix of `project`."""
-        return ops.convert_to_tensor(self.backbone.token_embedding.embeddings)
-
-    def get_config(self):
-        return {
-            "name": self.name,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "config": self.config.to_dict(),
-        }
+    config_class = RecurrentConfig
+    backbone_class = RecurrentBackbone

@@ -15,6 +15,15 @@ from kerasgpt.tokenizers.byte_pair import (
     unspell,
 )
 from kerasgpt.tokenizers.chat_format import ChatFormat, build_chat_format
+from kerasgpt.tokenizers.huggingface_word_piece import (
+    PIECES_FILE,
+    read_pieces,
+    read_word_piece,
+    save_pieces,
+    token_text,
+    word_piece_config,
+    word_piece_parts,
+)
 from kerasgpt.tokenizers.jinja_reader import read_jinja
 from kerasgpt.tokenizers.jinja_template import to_jinja
 from kerasgpt.tokenizers.sentence_piece import (
@@ -22,6 +31,7 @@ from kerasgpt.tokenizers.sentence_piece import (
     SPACE_MARK,
     SentencePieceTokenizer,
 )
+from kerasgpt.tokenizers.word_piece import WordPieceTokenizer
 from kerasgpt.tokenizers.word_split import WORD_SPLITS
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -45,7 +55,8 @@ def load_huggingface_tokenizer(folder, *, chat_format=None):
     """Returns the tokenizer of a folder as transformers writes it.
 
     Byte-level byte pairs (GPT-2, Llama 3, Qwen, SmolLM, …) from tokenizer.json
-    or vocab.json and merges.txt; SentencePiece from its model file. Ids are
+    or vocab.json and merges.txt; WordPiece (BERT) from tokenizer.json or
+    vocab.txt; SentencePiece from its model file. Ids are
     those of `tokenizers` where special tokens in a text are text. All added
     tokens are control tokens here, so that no text becomes one.
 
@@ -81,7 +92,8 @@ def save_huggingface_tokenizer(folder, tokenizer, *, max_length=None):
 
     tokenizer.json, tokenizer_config.json with the chat template, its own or
     the one that fits its control tokens, and of a
-    SentencePiece tokenizer the model as tokenizer.model. Ids of a text are
+    SentencePiece tokenizer the model as tokenizer.model, of a WordPiece one
+    the pieces as vocab.txt. Ids of a text are
     equal, where the reader takes special tokens in a text for text
     (`split_special_tokens=True`).
 
@@ -108,6 +120,8 @@ def save_huggingface_tokenizer(folder, tokenizer, *, max_length=None):
         table = _byte_pair_table(tokenizer)
     elif isinstance(tokenizer, SentencePieceTokenizer):
         table = _sentence_piece_table(tokenizer)
+    elif isinstance(tokenizer, WordPieceTokenizer) and tokenizer.bert_words:
+        table = _table(**word_piece_parts(tokenizer))
     else:
         raise InputError(
             f"a tokenizer of kind {tokenizer.kind!r} is not written for "
@@ -126,6 +140,9 @@ def save_huggingface_tokenizer(folder, tokenizer, *, max_length=None):
             "eos_token": chat_format.document_end,
             "chat_template": to_jinja(chat_format),
         }
+    if isinstance(tokenizer, WordPieceTokenizer):
+        config |= word_piece_config(tokenizer)
+        save_pieces(folder, tokenizer)
     for key, token in (("pad_token", "<|pad|>"), ("unk_token", "<|unknown|>")):
         if token in tokenizer.control_tokens:
             config[key] = token
@@ -146,13 +163,20 @@ def _load(folder, config):
     models = [model for model in models if model.is_file()]
     if not path.is_file():
         if models:
-            return _sentence_piece(models[0], _config_tokens(config))
+            return _sentence_piece(models[0], _config_tokens(folder, config))
+        if (folder / PIECES_FILE).is_file():
+            return read_pieces(
+                folder / PIECES_FILE, config, _config_tokens(folder, config)
+            )
         return _load_gpt2(folder, config)
     table = _read_object(path)
     try:
         model = table["model"]
-        # Old files do not tell; only BPE has merges.
-        kind = model.get("type") or ("BPE" if "merges" in model else "")
+        # Old files do not tell; only BPE has merges, WordPiece this limit.
+        told = {"merges": "BPE", "max_input_chars_per_word": "WordPiece"}
+        kind = model.get("type") or next(
+            (kind for key, kind in told.items() if key in model), ""
+        )
         added = {one["content"]: one for one in table.get("added_tokens") or []}
         controls = {content: one["id"] for content, one in added.items()}
         if kind == "Unigram" or model.get("byte_fallback"):
@@ -162,10 +186,12 @@ def _load(folder, config):
                     f"{SENTENCE_PIECE_FILES[0]}, which is missing."
                 )
             return _sentence_piece(models[0], controls)
+        if kind == "WordPiece":
+            return read_word_piece(table, controls)
         if kind != "BPE":
             raise InputError(
                 f"tokenizers of type {kind!r} are not supported; byte-level "
-                f"BPE and SentencePiece are."
+                f"BPE, WordPiece and SentencePiece are."
             )
         return _byte_pair(table, model, added, controls)
     except InputError as error:
@@ -181,7 +207,7 @@ def _load_gpt2(folder, config):
     if not all(path.is_file() for path in paths):
         return None
     vocabulary = _read_object(paths[0])
-    controls = _config_tokens(config) or {"<|endoftext|>": None}
+    controls = _config_tokens(folder, config) or {"<|endoftext|>": None}
     controls = {
         token: vocabulary.get(token, token_id)
         for token, token_id in controls.items()
@@ -330,12 +356,18 @@ def _sentence_piece(path, controls):
         raise InputError(f"{path}: {error}") from error
 
 
-def _config_tokens(config):
+def _config_tokens(folder, config):
     """Returns dict of added tokens to ids that a tokenizer_config tells."""
     table = config.get("added_tokens_decoder")
     if not isinstance(table, dict):
         return {}
-    return {one["content"]: int(i) for i, one in table.items()}
+    try:
+        return {one["content"]: int(i) for i, one in table.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / CONFIG_FILE}: added_tokens_decoder is no table of "
+            f"tokens: {error!r}."
+        ) from error
 
 
 def _chat_format(folder, config, tokenizer, chosen):
@@ -381,8 +413,7 @@ def _usual_format(controls):
 def _variables(config):
     variables = {}
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        token = config.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
+        token = token_text(config.get(key))
         if token:
             variables[key] = token
     return variables
@@ -421,7 +452,9 @@ def _added_tokens(controls):
     ]
 
 
-def _table(controls, model, *, normalizer, pre_tokenizer, decoder):
+def _table(
+    controls, model, *, normalizer, pre_tokenizer, decoder, post_processor=None
+):
     return {
         "version": "1.0",
         "truncation": None,
@@ -429,7 +462,7 @@ def _table(controls, model, *, normalizer, pre_tokenizer, decoder):
         "added_tokens": _added_tokens(controls),
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
+        "post_processor": post_processor,
         "decoder": decoder,
         "model": model,
     }

@@ -11,6 +11,7 @@ from tensorflow_text.tools.wordpiece_vocab import bert_vocab_from_dataset
 from kerasgpt.config import InputError
 from kerasgpt.console import quiet_libraries
 from kerasgpt.files import read_json, write_text
+from kerasgpt.tokenizers.bert_words import LONGEST_WORD, BertWords
 from kerasgpt.tokenizers.tokenizer import CONTROL_TOKENS, Tokenizer
 
 VOCABULARY_FILE = "word_piece.json"
@@ -18,6 +19,8 @@ UNKNOWN, MASK = "<|unknown|>", "<|mask|>"
 JOINER = "##"
 # A longer word is unknown, as BERT has it.
 _LONGEST_WORD_BYTES = 100
+# Of the longest in UTF-8.
+_CHARACTER_BYTES = 4
 
 
 class WordPieceTokenizer(Tokenizer):
@@ -32,12 +35,16 @@ class WordPieceTokenizer(Tokenizer):
     control token here.
 
     Args:
-        pieces: list of str, by id. Must begin with control tokens.
-        num_control_tokens: int, how many they are.
+        pieces: list of str, by id.
+        num_control_tokens: int. So many of the first are control tokens.
+        control_tokens: list of str. Pieces that are so, too.
         unknown: str, the piece for what cannot be spelled.
         lower_case: bool. Lower case, accents stripped.
+        bert_words: dict of arguments of `BertWords`, which then cuts texts
+            into words, as Hugging Face's tokenizers do. `None` = TF Text does.
 
     Attributes:
+        pieces, bert_words: as given.
         unknown_id, mask_id: int. `mask_id` is None without a mask.
 
     Raises:
@@ -59,26 +66,41 @@ class WordPieceTokenizer(Tokenizer):
     kind = "word_piece"
 
     def __init__(
-        self, pieces, *, num_control_tokens, unknown=UNKNOWN, lower_case=False
+        self,
+        pieces,
+        *,
+        num_control_tokens=0,
+        control_tokens=(),
+        unknown=UNKNOWN,
+        lower_case=False,
+        bert_words=None,
     ):
         super().__init__(name="word_piece_tokenizer")
-        pieces = list(pieces)
+        pieces, further = list(pieces), list(control_tokens)
         if len(set(pieces)) != len(pieces) or "" in pieces:
             raise InputError("two pieces are equal, or one is empty.")
         if unknown not in pieces:
             raise InputError(f"the pieces lack {unknown!r}.")
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        for name in further:
+            if name not in ids:
+                raise InputError(f"the pieces lack {name!r}.")
+        # What is not set is not told: fingerprints stay what they were.
+        told = {"control_tokens": further, "bert_words": bert_words}
         self._text = json.dumps(
             {
                 "pieces": pieces,
                 "num_control_tokens": num_control_tokens,
                 "unknown": unknown,
                 "lower_case": lower_case,
+                **{name: value for name, value in told.items() if value},
             },
             ensure_ascii=False,
         )
         controls = {
-            piece: i for i, piece in enumerate(pieces[:num_control_tokens])
+            name: ids[name] for name in [*pieces[:num_control_tokens], *further]
         }
+        self.pieces, self.bert_words = tuple(pieces), bert_words
         self.unknown_id = pieces.index(unknown)
         self.mask_id = controls.get(MASK, controls.get("[MASK]"))
         self.control_tokens = {
@@ -86,29 +108,43 @@ class WordPieceTokenizer(Tokenizer):
         }
         self.vocabulary_size = len(pieces)
         self.token_bytes = [
-            0
-            if i < num_control_tokens
-            else len(piece.removeprefix(JOINER).encode())
-            for i, piece in enumerate(pieces)
+            0 if piece in controls else len(piece.removeprefix(JOINER).encode())
+            for piece in pieces
         ]
         # What no text spells stands for control tokens: it is cut at its
         # brackets, and a control token might be one word.
         spellable = [
-            piece if i >= num_control_tokens or piece == unknown else f"<|{i}|>"
+            f"<|{i}|>" if piece in self.control_tokens else piece
             for i, piece in enumerate(pieces)
         ]
-        self._operation = tf_text.FastBertTokenizer(
-            spellable,
-            suffix_indicator=JOINER,
-            max_bytes_per_word=_LONGEST_WORD_BYTES,
-            token_out_type=tf.int32,
-            unknown_token=unknown,
-            support_detokenization=True,
-            lower_case_nfd_strip_accents=lower_case,
-        )
+        shared = {
+            "suffix_indicator": JOINER,
+            "token_out_type": tf.int32,
+            "unknown_token": unknown,
+            "support_detokenization": True,
+        }
+        if bert_words:
+            self._words = BertWords(**bert_words)
+            self._operation = tf_text.FastWordpieceTokenizer(
+                spellable,
+                max_bytes_per_word=LONGEST_WORD * _CHARACTER_BYTES,
+                no_pretokenization=True,
+                **shared,
+            )
+        else:
+            self._operation = tf_text.FastBertTokenizer(
+                spellable,
+                max_bytes_per_word=_LONGEST_WORD_BYTES,
+                lower_case_nfd_strip_accents=lower_case,
+                **shared,
+            )
 
     def encode_strings(self, strings):
-        return self._operation.tokenize(strings)
+        if not self.bert_words:
+            return self._operation.tokenize(strings)
+        words = self._words(strings)
+        pieces = self._operation.tokenize(words.values)
+        return words.with_values(pieces).merge_dims(1, 2)
 
     def decode_ids(self, token_ids):
         if not isinstance(token_ids, tf.RaggedTensor):

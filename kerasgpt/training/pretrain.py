@@ -17,6 +17,7 @@ from kerasgpt.checkpoints.model_folder import (
 from kerasgpt.config import Config, InputError, setting
 from kerasgpt.data.packing import pack
 from kerasgpt.data.prepare import (
+    Corpus,
     DataConfig,
     fit_chats,
     load_corpus,
@@ -259,6 +260,35 @@ def _model_config(config, corpus, tokenizer):
     return config.model.build_config(
         vocabulary_size=tokenizer.vocabulary_size,
         context_length=choose_context(corpus, tokenizer),
+    )
+
+
+def open_run(config, texts, data, *, ignored=()):
+    """Claims the folder of a run that trains one model of any kind.
+
+    Args:
+        config: Config with run_dir, overwrite, seed and tokenizer.
+        texts: list of str, to train a tokenizer on.
+        data: DataConfig of what the run reads.
+        ignored: tuple of str. Settings that may differ when it goes on.
+
+    Returns:
+        pathlib.Path of the run, and its Tokenizer.
+
+    Raises:
+        InputError: if the folder belongs to another run or other data.
+    """
+    folder = stage.claim_folder(
+        config.run_dir,
+        config,
+        overwrite=config.overwrite,
+        ignored=("run_dir", "overwrite", *FINE_TUNING_ONLY, *ignored),
+    )
+    keras.utils.set_random_seed(config.seed)
+    claim_data(folder, data)
+    corpus = Corpus(texts, [], [], [], [], None)
+    return folder, build_tokenizer(
+        folder / "tokenizer", corpus, config.tokenizer
     )
 
 

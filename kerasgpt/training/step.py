@@ -39,7 +39,7 @@ class TrainStep(TokenStep):
     equal numbers of rows. Under mixed_float16 the loss is scaled.
 
     Args:
-        model: task model, of which `model.backbone(inputs, training=...)`
+        model: task model, of which `model.read(inputs, training=...)`
             gives hidden states and `model.output_kernel()` what turns them
             into logits, see `next_token_loss`.
         clip_norm: float. Largest global norm of the gradients.

@@ -17,7 +17,7 @@ class TokenStep(keras.Model):
     `apply` and, with several replicas that know of each other, `total`.
 
     Args:
-        model: task model, of which `model.backbone(inputs, training=...)`
+        model: task model, of which `model.read(inputs, training=...)`
             gives hidden states and `model.output_kernel()` what turns them
             into logits, see `next_token_loss`.
         clip_norm: float. Largest global norm of the gradients.
@@ -100,7 +100,7 @@ class TokenStep(keras.Model):
         """Returns what `next_token_loss` does, of a batch."""
         inputs, targets, sample_weight = data
         return next_token_loss(
-            self.model.backbone(inputs, training=training),
+            self.model.read(inputs, training=training),
             self.model.output_kernel(),
             targets,
             sample_weight,

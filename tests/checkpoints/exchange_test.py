@@ -6,18 +6,21 @@ import numpy as np
 import pytest
 
 from kerasgpt.checkpoints.exchange import (
-    check_vocabulary,
     convert,
     load_pretrained,
     load_pretrained_config,
     pretrained_hash,
     quantize,
 )
-from kerasgpt.checkpoints.huggingface import load_huggingface, save_huggingface
+from kerasgpt.checkpoints.huggingface import (
+    check_vocabulary,
+    load_huggingface,
+    save_huggingface,
+)
 from kerasgpt.checkpoints.model_folder import load_model, save_model
-from kerasgpt.config import InputError
 from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.tokenizers import ByteTokenizer
+from tests.checkpoints.folders import refusal
 from tests.conftest import GOLDENS
 from tests.descriptors import tiny_config
 from tests.tokenizers.families import build_family, put_family
@@ -52,13 +55,6 @@ def theirs(ours, tmp_path):
     """A folder of transformers with as many ids as there are bytes."""
     save_huggingface(tmp_path / "theirs", load_model(ours)[0])
     return tmp_path / "theirs"
-
-
-def refusal(function, *arguments, **options):
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_theirs_becomes_ours_and_theirs_again(tmp_path):
@@ -161,7 +157,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(ours, tmp_path):
         f"model's."
     )
     assert list(tmp_path.iterdir()) == []
-    check_vocabulary("here", build_model(265), ByteTokenizer())
+    check_vocabulary("here", build_model(265).config, ByteTokenizer())
 
 
 def test_a_tokenizer_for_a_model_of_ours_is_refused(ours, tmp_path):

@@ -9,7 +9,12 @@ from kerasgpt.checkpoints.huggingface_families import (
 )
 from kerasgpt.config import InputError
 from kerasgpt.models.gpt import GPTConfig, RotaryScaling
-from tests.descriptors import tiny_config
+from tests.descriptors import (
+    tiny_bert,
+    tiny_config,
+    tiny_encoder,
+    tiny_recurrent,
+)
 
 # config.json of published models, cut to what shapes them, and how many
 # parameters their authors count.
@@ -128,6 +133,23 @@ PUBLISHED = {
         },
         596_049_920,
     ),
+    "bert-base-uncased": (
+        {
+            "model_type": "bert",
+            "architectures": ["BertForMaskedLM"],
+            "hidden_act": "gelu",
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "layer_norm_eps": 1e-12,
+            "max_position_embeddings": 512,
+            "num_attention_heads": 12,
+            "num_hidden_layers": 12,
+            "position_embedding_type": "absolute",
+            "type_vocab_size": 2,
+            "vocab_size": 30522,
+        },
+        109_514_298,
+    ),
 }
 
 
@@ -137,7 +159,9 @@ def test_a_published_model_has_its_parameters_and_comes_out_again(name):
     family, config = read_family(values)
     assert family.model_type == values["model_type"]
     assert config.num_parameters == num_parameters
-    written_family, written = write_family(config)
+    # The ids of marks are told by the tokenizer alone.
+    marks = {"mark_ids": (2, 0, 1)} if family.model_type == "bert" else {}
+    written_family, written = write_family(dataclasses.replace(config, **marks))
     assert written_family is family
     assert read_family(written) == (family, config)
     # Their keys come out with their values, but those that shape nothing.
@@ -148,6 +172,52 @@ def test_a_published_model_has_its_parameters_and_comes_out_again(name):
 def test_all_families_are_among_the_published():
     found = {values["model_type"] for values, _ in PUBLISHED.values()}
     assert found == {family.model_type for family in FAMILIES}
+
+
+def test_what_a_bert_is_for_tells_whether_it_has_a_head():
+    values, _ = PUBLISHED["bert-base-uncased"]
+    for named, has_head in (
+        (["BertModel"], False),
+        (["BertForPreTraining"], True),
+        (None, True),
+        (3, True),
+    ):
+        family, config = read_family({**values, "architectures": named})
+        assert family.has_head == config.output_transform == has_head
+        config = dataclasses.replace(config, mark_ids=(2, 0, 1))
+        assert write_family(config)[0] is family
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"type_vocab_size": 1}, "type_vocab_size=1 is not supported"),
+        ({"position_embedding_type": "relative_key"}, "'relative_key' is not"),
+        ({"is_decoder": True}, "is_decoder=True is not supported"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings=False is not"),
+        ({"hidden_act": "relu"}, "activation 'relu' is not supported"),
+        ({"num_attention_heads": 7}, "cannot be shared by 7 heads"),
+    ],
+)
+def test_a_bert_that_computes_otherwise_is_refused(changes, told):
+    values = {**PUBLISHED["bert-base-uncased"][0], **changes}
+    with pytest.raises(InputError, match=told):
+        read_family(values)
+
+
+@pytest.mark.parametrize(
+    "config, told",
+    [
+        (tiny_bert(mark_ids=()), "mark_ids is empty"),
+        (tiny_bert(norm_order="pre"), "norm_order=pre"),
+        (tiny_bert(activation="relu2"), "activation=relu2"),
+        (tiny_encoder(mark_ids=(2, 0, 1)), "use_bias=False"),
+        (tiny_recurrent(), "a model of this kind is not written"),
+    ],
+)
+def test_an_encoder_that_is_no_bert_is_not_written(config, told):
+    with pytest.raises(InputError, match=told):
+        write_family(config)
 
 
 def test_rotary_scaling_is_read_as_either_version_writes_it():

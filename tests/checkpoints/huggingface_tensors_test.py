@@ -4,6 +4,7 @@ import pytest
 
 from kerasgpt.checkpoints.huggingface_families import read_family
 from kerasgpt.checkpoints.huggingface_tensors import (
+    BERT_TABLE,
     GPT1_TABLE,
     GPT2_TABLE,
     HEAD,
@@ -11,8 +12,11 @@ from kerasgpt.checkpoints.huggingface_tensors import (
     Row,
     widths,
 )
-from kerasgpt.checkpoints.model_folder import name_variables
-from kerasgpt.models.gpt import GPTCausalLM
+from kerasgpt.checkpoints.model_folder import (
+    SEED_NAME,
+    build_task,
+    name_variables,
+)
 from tests.checkpoints.huggingface_families_test import PUBLISHED
 from tests.descriptors import tiny_config
 
@@ -46,10 +50,10 @@ def test_a_published_model_s_rows_hold_all_its_parameters(name):
                     "num_hidden_layers": 2,
                     "intermediate_size": 12,
                     "max_position_embeddings": 9,
-                    "tie_word_embeddings": kind == "qwen2",
+                    "tie_word_embeddings": kind in ("qwen2", "bert"),
                 },
             )
-            for kind in ("llama", "qwen2", "qwen3")
+            for kind in ("llama", "qwen2", "qwen3", "bert")
         ),
     ],
 )
@@ -57,12 +61,11 @@ def test_each_of_our_variables_is_in_one_row(model_type, fields):
     family, config = read_family(
         {"model_type": model_type, "vocab_size": 11, **fields}
     )
-    model = GPTCausalLM(config, name="gpt")
-    model.build()
+    model = build_task(config)
     variables = name_variables(model.variables)
     rows = list(family.table.rows_of(config))
     ours = [name for row in rows for name in row.ours]
-    assert sorted(ours) == sorted(variables)
+    assert sorted(ours) == sorted(n for n in variables if SEED_NAME not in n)
     lengths = widths(config)
     for row in rows:
         parts = [tuple(variables[name].shape) for name in row.ours]
@@ -90,6 +93,19 @@ def test_all_names_but_the_head_s_have_the_prefix():
 
 
 @pytest.mark.parametrize(
+    "name, full",
+    [
+        ("embeddings.LayerNorm.gamma", "bert.embeddings.LayerNorm.weight"),
+        ("bert.embeddings.LayerNorm.beta", "bert.embeddings.LayerNorm.bias"),
+        ("cls.predictions.bias", "cls.predictions.bias"),
+        ("classifier.weight", "bert.classifier.weight"),
+    ],
+)
+def test_old_names_and_short_ones_are_known(name, full):
+    assert BERT_TABLE.full_name(name) == full
+
+
+@pytest.mark.parametrize(
     "table, name, is_buffer",
     [
         (GPT2_TABLE, "transformer.h.11.attn.bias", True),
@@ -100,6 +116,10 @@ def test_all_names_but_the_head_s_have_the_prefix():
         (GPT1_TABLE, "position_ids", True),
         (LLAMA_TABLE, "model.layers.0.self_attn.rotary_emb.inv_freq", True),
         (LLAMA_TABLE, "model.layers.0.self_attn.q_proj.bias", False),
+        (BERT_TABLE, "bert.pooler.dense.bias", True),
+        (BERT_TABLE, "cls.seq_relationship.weight", True),
+        (BERT_TABLE, "embeddings.position_ids", True),
+        (BERT_TABLE, "cls.predictions.bias", False),
     ],
 )
 def test_buffers_are_told_from_weights(table, name, is_buffer):

@@ -16,9 +16,15 @@ from kerasgpt.checkpoints.huggingface import (
     save_huggingface,
 )
 from kerasgpt.checkpoints.model_folder import name_variables, save_model
-from kerasgpt.config import InputError
 from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.tokenizers import ByteTokenizer
+from tests.checkpoints.folders import (
+    WEIGHTS,
+    refusal,
+    rewrite_json,
+    rewrite_tensors,
+    tensors_of,
+)
 from tests.conftest import GOLDENS
 from tests.descriptors import tiny_config
 
@@ -26,7 +32,7 @@ FOLDERS = {
     path.parent.name: path.parent
     for path in sorted(GOLDENS.glob("huggingface/*/config.json"))
 }
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 # Sums of float32 in another order; the logits are of a size of 1 to 10.
 LOGITS_TOLERANCE = 1e-4
 
@@ -39,14 +45,6 @@ def logits_of(model, token_ids):
     return np.asarray(model({"token_ids": token_ids.astype("int32")}))
 
 
-def tensors_of(folder):
-    """Returns {name: float32 array} of all files of a folder."""
-    found = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        found |= safetensors.numpy.load_file(path)
-    return {name: array.astype("float32") for name, array in found.items()}
-
-
 @pytest.fixture
 def copy(tmp_path):
     """Returns a function that copies a folder, to be damaged."""
@@ -55,23 +53,6 @@ def copy(tmp_path):
         return pathlib.Path(shutil.copytree(FOLDERS[name], tmp_path / name))
 
     return copy
-
-
-def refusal(function, *arguments):
-    with pytest.raises(InputError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def rewrite_tensors(folder, change):
-    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
-    change(tensors)
-    safetensors.numpy.save_file(tensors, folder / WEIGHTS)
-
-
-def rewrite_json(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def test_there_are_a_dozen_configurations():

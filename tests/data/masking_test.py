@@ -3,10 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from kerasgpt.config import InputError
 from kerasgpt.data.masking import MaskedRows, mask_texts, number_units
 from kerasgpt.data.packing import pack
 from kerasgpt.models.encoder import MARKS, EncoderConfig
 from kerasgpt.tokenizers import ByteTokenizer
+from tests.descriptors import tiny_bert_pieces
 
 CONFIG = EncoderConfig(vocabulary_size=265 + len(MARKS), context_length=24)
 MASK, CLS, SEP = (
@@ -177,3 +179,22 @@ def test_half_of_the_second_sentences_are_another_texts():
     assert abs(len(same) / len(texts) - 0.5) < 0.13
     # Another text may begin with the same letter, of twelve.
     assert np.mean(other) < 0.25
+
+
+def test_marks_of_a_tokenizer_stand_where_ours_would():
+    tokenizer = tiny_bert_pieces()
+    config = EncoderConfig(
+        vocabulary_size=tokenizer.vocabulary_size,
+        context_length=16,
+        mark_ids=(tokenizer.mask_id, 2, 3),
+    )
+    texts = ["to be, or not to be"]
+    rows = mask_texts(texts, tokenizer, config, share=0.5)
+    token_ids, _, segment_ids, targets, weight = rows.assemble([0])
+    (row,) = token_ids[segment_ids > 0].reshape(1, -1).tolist()
+    assert (row[0], row[-1]) == (2, 3)
+    assert tokenizer.mask_id in row
+    whole = np.where(weight > 0, targets, token_ids)[segment_ids > 0]
+    assert whole[1:-1].tolist() == tokenizer.encode(texts[0])
+    with pytest.raises(InputError, match=r"has no \[NEXT\]"):
+        mask_texts(["A b. C d."] * 2, tokenizer, config, next_sentence=True)

@@ -462,3 +462,26 @@ def test_what_the_start_brings_cannot_be_set():
 
 def quiet(line):
     pass
+
+
+def test_a_run_of_any_model_is_claimed_with_its_data_and_tokenizer(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("to be or not to be\n")
+    config = tiny(tmp_path / "run", f"data.documents_path={path}").override(
+        ["tokenizer.kind=byte_pair", "tokenizer.vocabulary_size=300"]
+    )
+    data = config.data
+    texts = ["to be or not to be", "你好，世界"] * 9
+    folder, tokenizer = pretrain.open_run(config, texts, data)
+    (folder / "result.json").write_text("{}")
+    # Other texts: the tokenizer is the one that was trained.
+    _, again = pretrain.open_run(
+        config.override(["distribute=none"]),
+        ["x"],
+        data,
+        ignored=("distribute",),
+    )
+    assert again.fingerprint() == tokenizer.fingerprint()
+    path.write_text("another text\n")
+    with pytest.raises(InputError, match="the data changed since this run"):
+        pretrain.open_run(config, texts, data)

@@ -34,7 +34,7 @@ class Table(keras.Model):
             )
         self.built = True
 
-    def backbone(self, inputs, training=None):
+    def read(self, inputs, training=None):
         logits = ops.take(self.table, inputs["token_ids"], axis=0)
         if self.with_root:
             logits = logits + ops.sqrt(self.root) * ops.arange(2.0)

@@ -15,7 +15,7 @@ class Point(keras.Model):
         )
         self.built = True
 
-    def backbone(self, inputs, training=None):
+    def read(self, inputs, training=None):
         # Logits are those of one number and of its double.
         return inputs["number"][:, :, None]
 

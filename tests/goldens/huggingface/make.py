@@ -174,25 +174,33 @@ def build(name, seed):
         attn_implementation="eager",
     )
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    dtype = getattr(torch, options.get("dtype", "float32"))
+    shake(model, seed, options.get("dtype", "float32"))
+    return model
+
+
+def shake(model, seed, dtype):
+    """Adds to a model's weights what can be saved in a dtype."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, dtype)
     with torch.no_grad():
         for weight in model.parameters():
             noise = torch.randn(weight.shape, generator=generator)
             # As exact as the file will be.
             weight.copy_((weight + SCALE * noise).to(dtype))
-    return model
 
 
-def save(name, model, folder):
+def save_as(model, folder, options):
     """Writes a model as users of transformers have it."""
     import torch
 
-    options = dict(MODELS[name][2])
+    options = dict(options)
     dtype = getattr(torch, options.pop("dtype", "float32"))
     # A copy: rotary frequencies, too, would be rounded for good.
     copy.deepcopy(model).to(dtype).save_pretrained(folder, **options)
+    (folder / "generation_config.json").unlink(missing_ok=True)
 
 
 def logits(model, token_ids):
@@ -213,17 +221,13 @@ def draw_tokens(model, seed):
 
 def main():
     """Writes all folders anew."""
-    import numpy
     import safetensors.numpy
-    import torch
-    import transformers
 
     for name in MODELS:
         folder = FOLDER / name
         shutil.rmtree(folder, ignore_errors=True)
         model = build(name, SEED)
-        save(name, model, folder)
-        (folder / "generation_config.json").unlink(missing_ok=True)
+        save_as(model, folder, MODELS[name][2])
         token_ids = draw_tokens(model, SEED)
         safetensors.numpy.save_file(
             {"token_ids": token_ids, "logits": logits(model, token_ids)},
@@ -231,15 +235,24 @@ def main():
         )
         size = sum(file.stat().st_size for file in folder.iterdir())
         print(f"{name}: {size:,} bytes")
+    write_origin(FOLDER, "python tests/goldens/huggingface/make.py")
+
+
+def write_origin(folder, command):
+    """Writes what folders beside it were made with."""
+    import numpy
+    import torch
+    import transformers
+
     origin = {
-        "command": "python tests/goldens/huggingface/make.py",
+        "command": command,
         "seed": SEED,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "numpy": numpy.__version__,
     }
     text = json.dumps(origin, indent=2) + "\n"
-    (FOLDER / "origin.json").write_text(text)
+    (folder / "origin.json").write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""Owns what tests do with folders of transformers: read, damage, refuse."""
+
+import json
+
+import pytest
+import safetensors.numpy
+
+from kerasgpt.config import InputError
+
+WEIGHTS = "model.safetensors"
+
+
+def tensors_of(folder):
+    """Returns {name: float32 array} of all files of a folder."""
+    found = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        found |= safetensors.numpy.load_file(path)
+    return {name: array.astype("float32") for name, array in found.items()}
+
+
+def refusal(function, *arguments, **options):
+    """Returns the line that a call is refused with."""
+    with pytest.raises(InputError) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rewrite_tensors(folder, change):
+    """Lets a function change the dict of a folder's tensors."""
+    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS)
+
+
+def rewrite_json(path, **changes):
+    """Changes some keys of a JSON object."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
