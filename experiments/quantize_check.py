@@ -1,7 +1,8 @@
-"""Question  What do weights of 8 bits cost a model?
+"""Question  What do weights of 8 and of 4 bits cost a model?
 Command   python experiments/quantize_check.py experiments/runs/shop_chat …
 
-Each run's own validation rows, before and after, and the size of both files.
+Each run's own validation rows, before and after, and the size of all files;
+4 bits rounded to what is nearest, and fitted to the run's training rows.
 """
 
 import pathlib
@@ -22,26 +23,32 @@ from kerasgpt.data.packing import pack
 from kerasgpt.data.shards import load_shards
 from kerasgpt.evaluation.likelihood import NetworkScorer, score_rows
 
+KINDS = {
+    "8 bits": {"bits": 8},
+    "4 bits": {"bits": 4},
+    "4 bits, fitted": {"bits": 4, "fit_to": True},
+}
+
 
 def main(runs):
     if not runs:
         raise InputError("name at least one run folder.")
-    print("| run | weights | MB | bits per byte | nats a token |")
-    print("|---|---|---|---|---|")
+    print("| run | weights | MB | bits per byte | change | nats a token |")
+    print("|---|---|---|---|---|---|")
     for run in runs:
-        with tempfile.TemporaryDirectory() as folder:
-            target = pathlib.Path(folder) / "int8"
-            quantize(run, target, tell=lambda line: None)
-            before, after = measure(run, run), measure(target, run)
         name = pathlib.Path(run).name
-        for kind, (size, bits, loss) in (("float32", before), ("int8", after)):
-            cells = f"{size / 1e6:.2f} | {bits:.6f} | {loss:.6f}"
-            print(f"| {name} | {kind} | {cells} |")
-        changes = [
-            new / old - 1 for old, new in zip(before, after, strict=True)
-        ]
-        cells = " | ".join(f"{change:+.2%}" for change in changes)
-        print(f"| {name} | change | {cells} |")
+        size, before, loss = measure(run, run)
+        cells = f"{size / 1e6:.2f} | {before:.6f} | | {loss:.6f}"
+        print(f"| {name} | float32 | {cells} |")
+        for kind, options in KINDS.items():
+            if options.get("fit_to"):
+                options = {**options, "fit_to": run}
+            with tempfile.TemporaryDirectory() as folder:
+                target = pathlib.Path(folder) / "model"
+                quantize(run, target, tell=lambda line: None, **options)
+                size, bits, loss = measure(target, run)
+            cells = f"{bits:.6f} | {bits / before - 1:+.2%} | {loss:.6f}"
+            print(f"| {name} | {kind} | {size / 1e6:.2f} | {cells} |")
 
 
 def measure(folder, run):

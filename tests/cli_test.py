@@ -774,6 +774,11 @@ def test_a_folder_of_transformers_is_converted(call, elsewhere):
     assert files == {"config.json", "model.safetensors"}
     status, out, _ = call("kerasgpt", "quantize", "ours", "small")
     assert status == 0 and out.startswith("small: ")
+    command = ("kerasgpt", "quantize", "ours", "smaller", "--bits", 4)
+    status, out, _ = call(*command)
+    assert status == 0 and out.startswith("smaller: ")
+    status, _, err = call(*command, "--overwrite", "--fit-to", "small")
+    assert status == 2 and "holds no tokenizer" in err
     status, _, err = call("kerasgpt", "generate", "ours", "text")
     assert status == 2 and "holds no tokenizer" in err
     assert "Traceback" not in err

@@ -7,6 +7,7 @@ import hashlib
 import pathlib
 
 from kerasgpt.checkpoints import hub
+from kerasgpt.checkpoints.gptq import quantize_kernels
 from kerasgpt.checkpoints.huggingface import (
     check_vocabulary,
     is_huggingface,
@@ -23,15 +24,22 @@ from kerasgpt.checkpoints.model_folder import (
     load_config,
     load_model,
     load_tokenizer,
+    name_variables,
     save_model,
 )
-from kerasgpt.checkpoints.quantized import quantize_weights
+from kerasgpt.checkpoints.quantized import SCALE_SUFFIX, quantize_weights
 from kerasgpt.config import InputError
+from kerasgpt.data.packing import pack
+from kerasgpt.data.shards import load_shards
 from kerasgpt.files import MANIFEST, file_hash
+from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.tokenizers.huggingface import load_huggingface_tokenizer
 
 # Kinds of models that transformers has, too.
 CONVERTED_KINDS = ("gpt", "encoder")
+# Texts that rounding is fitted to: several times as many tokens as the widest
+# input of a kernel has features. The paper takes 128 rows of 2,048.
+FITTED_TOKENS = 32_768
 
 
 def load_pretrained(source, *, kinds=CAUSAL_KINDS, needs_tokenizer=True):
@@ -122,29 +130,67 @@ def convert(
     tell(f"{target}: {model.config.num_parameters:,} parameters, {told}.")
 
 
-def quantize(source, target, *, overwrite=False, tell=print):
-    """Writes a model with its matrices as 8-bit integers.
+def quantize(
+    source, target, *, bits=8, fit_to=None, overwrite=False, tell=print
+):
+    """Writes a model with its matrices as integers of 8 or 4 bits.
 
     Args:
         source: as of `load_pretrained`.
         target: str or Path, becomes a model folder.
+        bits: int, 8 or 4.
+        fit_to: str or Path: a run folder on whose training rows the kernels
+            of a GPT are fitted while they are rounded to 4 bits, see gptq.py.
+            `None` = each weight is rounded to what is nearest.
         overwrite: bool. Replace an existing target.
         tell: function of one str, prints a line.
 
     Raises:
-        InputError: if the source cannot be read or the target written.
+        InputError: if the source or the rows cannot be read, the target not
+            be written, or this model not be fitted.
     """
     _check_target(target, overwrite)
-    model, tokenizer = load_pretrained(source, needs_tokenizer=False)
+    if fit_to is not None and bits != 4:
+        raise InputError("--fit-to is for --bits 4: 8 lose next to nothing.")
+    model, tokenizer = load_pretrained(
+        source, needs_tokenizer=fit_to is not None
+    )
     weights = copy_to_host(model.variables)
     before = sum(array.nbytes for array in weights.values())
-    weights = quantize_weights(weights)
+    weights = quantize_weights(weights, bits=bits)
+    if fit_to is not None:
+        weights.update(_fit(source, model, tokenizer, fit_to))
     after = sum(array.nbytes for array in weights.values())
     save_model(target, model, tokenizer, weights=weights)
     tell(
         f"{target}: {after / 1e6:,.1f} MB of weights, {after / before:.1%} of "
         f"{before / 1e6:,.1f} MB."
     )
+
+
+def _fit(source, model, tokenizer, run):
+    """Returns the kernels of a model, fitted to the rows of a run."""
+    if not isinstance(model, GPTCausalLM):
+        raise InputError(f"{source}: --fit-to is for GPTs.")
+    shards, _ = load_shards(
+        pathlib.Path(run) / "data",
+        tokenizer_fingerprint=tokenizer.fingerprint(),
+    )
+    shard, length = shards["train"], model.config.context_length
+    rows = pack(
+        shard.token_ids, shard.loss_mask, shard.offsets, row_length=length
+    )
+    # Far apart: rows lie in the order of their longest texts.
+    num_rows = min(len(rows), max(1, FITTED_TOKENS // length))
+    chosen = [index * len(rows) // num_rows for index in range(num_rows)]
+    inputs = dict(zip(rows.input_names, rows.assemble(chosen), strict=False))
+    found = quantize_kernels(model, inputs)
+    fitted = {}
+    for name, variable in name_variables(model.variables).items():
+        if variable.path in found:
+            integers, scale = found[variable.path]
+            fitted[name], fitted[name + SCALE_SUFFIX] = integers, scale
+    return fitted
 
 
 def pretrained_hash(source):

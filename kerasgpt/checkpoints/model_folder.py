@@ -6,7 +6,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kerasgpt.checkpoints.quantized import SCALE_SUFFIX, dequantize
+from kerasgpt.checkpoints.quantized import (
+    INTEGER_TYPES,
+    SCALE_SUFFIX,
+    dequantize,
+    stored_shapes,
+)
 from kerasgpt.config import InputError
 from kerasgpt.files import (
     atomic_folder,
@@ -116,8 +121,9 @@ def load_model(folder, *, kinds=CAUSAL_KINDS, needs_tokenizer=True):
         )
     config = load_config(folder, kinds=kinds)
     path = folder / WEIGHTS_FILE
-    # Before a configuration can ask for more memory than there is.
-    if path.stat().st_size < config.num_parameters:
+    # Before a configuration can ask for more memory than there is: a parameter
+    # takes half a byte or more.
+    if path.stat().st_size < config.num_parameters // 2:
         raise InputError(
             f"{path}: is too small for the {config.num_parameters:,} "
             f"parameters of {CONFIG_FILE}."
@@ -234,8 +240,12 @@ def save_weights(path, weights):
     Raises:
         InputError: if the disk is full or broken.
     """
+    # safetensors writes memory as it lies, columns first if they are.
+    rows_first = {
+        name: np.asarray(array, order="C") for name, array in weights.items()
+    }
     try:
-        safetensors.numpy.save_file(weights, path)
+        safetensors.numpy.save_file(rows_first, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be written: {error}.") from error
 
@@ -243,8 +253,7 @@ def save_weights(path, weights):
 def load_weights(path, variables):
     """Fills variables from a safetensors file; names and shapes must agree.
 
-    Matrices may be 8-bit integers with factors beside them, see
-    `quantize_weights`.
+    Matrices may be integers with factors beside them, see `quantize_weights`.
 
     Raises:
         InputError: naming the tensor that is missing, extra or misshapen.
@@ -260,34 +269,34 @@ def load_weights(path, variables):
                 state = "missing" if odd in needed else "not expected"
                 raise InputError(f"{path}: tensor {odd} is {state}.")
             for name, variable in by_name.items():
-                view = file.get_slice(name)
-                shape = tuple(view.get_shape())
-                if shape != tuple(variable.shape):
-                    raise InputError(
-                        f"{path}: tensor {name} has shape {shape}; this model "
-                        f"needs {tuple(variable.shape)}."
-                    )
-                if (view.get_dtype() == "I8") != (name in scaled):
-                    raise InputError(
-                        f"{path}: tensor {name} is {view.get_dtype()}, which "
-                        f"does not go with the factors beside it."
-                    )
+                shape = tuple(variable.shape)
+                _check_stored(path, file, name, shape, name in scaled)
                 array = file.get_tensor(name)
                 if name in scaled:
                     scale = file.get_tensor(name + SCALE_SUFFIX)
-                    _check_scale(path, name, shape, scale.shape)
-                    array = dequantize(array, scale)
+                    array = dequantize(name, array, scale, shape)
                 variable.assign(array)
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: cannot be read: {error}.") from error
 
 
-def _check_scale(path, name, shape, found):
-    if found not in ((1, *shape[1:]), (*shape[:1], 1)):
+def _check_stored(path, file, name, shape, is_scaled):
+    """Refuses tensors that do not stand for a variable of this shape."""
+    kind = file.get_slice(name).get_dtype()
+    is_integer = kind in INTEGER_TYPES
+    if is_integer != is_scaled or (is_scaled and len(shape) != 2):
         raise InputError(
-            f"{path}: tensor {name}{SCALE_SUFFIX} has shape {found}, which "
-            f"does not go with {shape}."
+            f"{path}: tensor {name} is {kind}, which does not go with the "
+            f"factors beside it."
         )
+    needed = stored_shapes(name, shape, kind) if is_scaled else {name: shape}
+    for part, needed_shape in needed.items():
+        found = tuple(file.get_slice(part).get_shape())
+        if found != needed_shape:
+            raise InputError(
+                f"{path}: tensor {part} has shape {found}; this model needs "
+                f"{needed_shape}."
+            )
 
 
 def name_variables(variables):

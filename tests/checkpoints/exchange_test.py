@@ -18,11 +18,13 @@ from kerasgpt.checkpoints.huggingface import (
     save_huggingface,
 )
 from kerasgpt.checkpoints.model_folder import load_model, save_model
+from kerasgpt.data.shards import build_shard, save_shards
 from kerasgpt.models.gpt import GPTCausalLM
+from kerasgpt.models.recurrent import RecurrentCausalLM
 from kerasgpt.tokenizers import ByteTokenizer
 from tests.checkpoints.folders import refusal
 from tests.conftest import GOLDENS
-from tests.descriptors import tiny_config
+from tests.descriptors import tiny_config, tiny_recurrent
 from tests.tokenizers.families import build_family, put_family
 
 THEIRS = GOLDENS / "huggingface" / "llama2"
@@ -214,6 +216,71 @@ def test_a_model_of_8_bits_is_a_quarter_and_answers_nearly_the_same(
     convert(tmp_path / "int8", tmp_path / "theirs", tell=lambda line: None)
     again = load_huggingface(tmp_path / "theirs")
     np.testing.assert_array_equal(again({"token_ids": TOKEN_IDS}), after)
+
+
+@pytest.fixture(scope="module")
+def trained(ours, tmp_path_factory):
+    """A run folder with the rows that a model was trained on."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(ours / "model", folder / "model")
+    tokenizer = ByteTokenizer()
+    texts = [
+        "to be, or not to be, that is the question. " * 9,
+        "你好，世界" * 9,
+    ]
+    rows = [tokenizer.encode(text) for text in texts]
+    shard = build_shard(
+        rows,
+        [[1] * len(row) for row in rows],
+        vocabulary_size=tokenizer.vocabulary_size,
+    )
+    save_shards(
+        folder / "data",
+        {"train": shard, "validation": shard},
+        tokenizer_fingerprint=tokenizer.fingerprint(),
+    )
+    return folder
+
+
+def test_a_model_of_4_bits_answers_nearer_if_it_is_fitted(trained, tmp_path):
+    before = load_model(trained)[0]
+    token_ids = ByteTokenizer().encode("to be, or not to be, that is")
+    inputs = {"token_ids": np.array([token_ids[:8]], "int32")}
+    expected = np.asarray(before(inputs))
+    changes = []
+    for name, fit_to in (("nearest", None), ("fitted", trained)):
+        told = []
+        folder = tmp_path / name
+        quantize(trained, folder, bits=4, fit_to=fit_to, tell=told.append)
+        assert "% of 0." in told[0]
+        model, tokenizer = load_model(folder)
+        assert tokenizer.kind == "byte"
+        change = np.asarray(model(inputs)) - expected
+        changes.append(np.sqrt(np.mean(change**2) / np.mean(expected**2)))
+    assert 0 < changes[1] < 0.8 * changes[0] < 0.3
+    sizes = [
+        (tmp_path / name / "model.safetensors").stat().st_size
+        for name in ("nearest", "fitted")
+    ]
+    assert sizes[0] == sizes[1]
+
+
+def test_what_cannot_be_fitted_is_refused(ours, trained, theirs, tmp_path):
+    target = tmp_path / "new"
+    told = refusal(quantize, trained, target, bits=8, fit_to=trained)
+    assert "--fit-to is for --bits 4" in told
+    told = refusal(quantize, ours, target, bits=4, fit_to=ours)
+    assert "manifest" in told
+    told = refusal(quantize, theirs, target, bits=4, fit_to=trained)
+    assert "brings no tokenizer" in told
+    model = RecurrentCausalLM(
+        tiny_recurrent(vocabulary_size=265), name="recurrent"
+    )
+    model.build()
+    save_model(tmp_path / "gru", model, ByteTokenizer())
+    told = refusal(quantize, tmp_path / "gru", target, bits=4, fit_to=trained)
+    assert "--fit-to is for GPTs" in told
+    assert not target.exists()
 
 
 def test_the_shape_is_read_without_the_weights(ours, tmp_path):

@@ -1,5 +1,6 @@
 import concurrent.futures
 import functools
+import pathlib
 
 import numpy as np
 import pytest
@@ -272,7 +273,7 @@ def test_replies_end_with_the_context(signatures, tokenizer):
     assert scores["num_tokens"] == [CONTEXT]
 
 
-def test_versions_count_up(tokenizer, tmp_path):
+def test_versions_count_up(export, tokenizer, tmp_path):
     folder = tmp_path / "models" / "tiny"
     small = GPTCausalLM(
         GPTConfig.from_depth(
@@ -283,9 +284,9 @@ def test_versions_count_up(tokenizer, tmp_path):
     def publish(**options):
         return export_saved_model(small, ByteTokenizer(), folder, **options)
 
-    assert publish() == folder / "1"
-    (folder / "notes").mkdir()
-    (folder / "9x").mkdir()
+    assert export.name == "1"
+    for name in ("1", "notes", "9x"):
+        (folder / name).mkdir(parents=True)
     assert publish(version=11) == folder / "11"
     assert publish() == folder / "12"
     assert {path.name for path in folder.iterdir()} == {
@@ -317,10 +318,11 @@ def test_versions_count_up(tokenizer, tmp_path):
 def test_a_failing_export_leaves_nothing(
     model, tokenizer, tmp_path, monkeypatch
 ):
-    def fail(*arguments, **options):
+    def fail(module, folder, **options):
+        (pathlib.Path(folder) / "saved_model.pb").write_bytes(b"half a graph")
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(saved_model, "write_manifest", fail)
+    monkeypatch.setattr(tf.saved_model, "save", fail)
     with pytest.raises(RuntimeError, match="no more"):
         export_saved_model(model, tokenizer, tmp_path)
     assert list(tmp_path.iterdir()) == []

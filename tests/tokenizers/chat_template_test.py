@@ -248,7 +248,9 @@ def test_ids_are_equal_in_python_data_pipelines_and_saved_models(tmp_path):
     ]
     tf.saved_model.save(module, str(tmp_path))
     loaded = tf.saved_model.load(str(tmp_path))
-    for template, served in zip(module.templates, loaded.prompts, strict=True):
+    for template, prompts, served in zip(
+        module.templates, module.prompts, loaded.prompts, strict=True
+    ):
         chats = random_chats(template, 24, seed=4)
         expected = [template.prompt(chat) for chat in chats]
         rows = padded(chats)
@@ -256,9 +258,7 @@ def test_ids_are_equal_in_python_data_pipelines_and_saved_models(tmp_path):
         assert served(*rows).to_list() == expected
         dataset = tf.data.Dataset.from_tensor_slices(rows).batch(7)
         mapped = [
-            row
-            for batch in dataset.map(template.prompt_strings)
-            for row in batch.to_list()
+            row for batch in dataset.map(prompts) for row in batch.to_list()
         ]
         assert mapped == expected
 

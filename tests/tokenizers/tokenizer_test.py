@@ -180,7 +180,7 @@ def test_rows_of_a_batch_are_independent_and_may_be_padded(kind):
 
 
 @every_tokenizer
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("batch_size", [2, 100])
 def test_many_texts_are_encoded_in_batches(kind, batch_size):
     tokenizer = TOKENIZERS[kind]()
     texts = ["to be", "", "你好", "or not", ""]
