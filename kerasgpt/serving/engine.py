@@ -1,4 +1,4 @@
-"""Owns continuous batching. Not: how a token is made, nor any protocol."""
+"""Owns continuous batching. Not: reading prompts, making tokens, a protocol."""
 
 import asyncio
 import collections
@@ -20,8 +20,6 @@ from kerasgpt.config import InputError
 from kerasgpt.generation.generate import (
     DecodeState,
     decode,
-    log_probabilities,
-    prefill,
 )
 from kerasgpt.generation.samplers import SamplerSettings, TokenCounts
 from kerasgpt.generation.token_step import join_projections
@@ -33,21 +31,23 @@ from kerasgpt.serving.backend import (
     DeadlineExceeded,
     GeneratedToken,
     QueueFull,
-    TokenScore,
     Unavailable,
 )
 from kerasgpt.serving.saved_model import MODEL_ASSETS
+from kerasgpt.serving.text_reader import (
+    READ_ROWS,
+    TextReader,
+    fit_cache,
+    slots_of,
+    specs_of,
+    trace,
+)
 from kerasgpt.tokenizers.chat_template import ChatTemplate
 
 # Most tokens a row gets in one call; a newcomer waits for no more.
 MAX_STEPS = 8
 # A call lasts about so long, whatever the model's size.
 CALL_SECONDS = 0.05
-# Short prompts that wait together are read together: four of 32 tokens take
-# XLA's products less than twice as long as one.
-READ_ROWS, MOST_TOGETHER = 4, 64
-# A prompt that shares fewer tokens with an earlier one is read anew.
-MIN_SHARED_TOKENS = 16
 # What a row's arguments are packed from.
 _INTEGERS = ("length", "num_left", "stop_id", "is_idle", "top_k", "seed")
 _FLOATS = tuple(
@@ -129,7 +129,7 @@ class _Batch:
         self.model = model
         self.joined = joined
         self.control_ids = control_ids
-        self.num_slots = _num_slots(empty.cache)
+        self.num_slots = slots_of(empty.cache)
         self.jobs = [None] * num_rows
         self.num_idle_calls = 0
         self._state = tf.nest.map_structure(
@@ -139,17 +139,17 @@ class _Batch:
             empty,
         )
         scalar = tf.TensorSpec([], tf.int32)
-        self._advance = _traced(
+        self._advance = trace(
             self._traced_advance,
             tf.TensorSpec([num_rows, len(_INTEGERS)], tf.int32),
             tf.TensorSpec([num_rows, len(_FLOATS)], tf.float32),
             scalar,
             jit_compile=jit_compile,
         )
-        self._put = _traced(
-            self._traced_put, scalar, *_specs(empty), jit_compile=jit_compile
+        self._put = trace(
+            self._traced_put, scalar, *specs_of(empty), jit_compile=jit_compile
         )
-        self._take = _traced(self._traced_take, scalar, jit_compile=jit_compile)
+        self._take = trace(self._traced_take, scalar, jit_compile=jit_compile)
 
     @property
     def active(self):
@@ -158,7 +158,7 @@ class _Batch:
 
     def put(self, row, job, state):
         """Gives a row to a job, with its _RowState of one row."""
-        state = state._replace(cache=_fit(state.cache, self.num_slots))
+        state = state._replace(cache=fit_cache(state.cache, self.num_slots))
         # At once: whatever fails, a job stands where `_fail_all` finds it.
         self.jobs[row] = job
         self._put(tf.constant(row), *tf.nest.flatten(state))
@@ -256,13 +256,6 @@ class _Batch:
         ]
 
 
-class _Prefix(NamedTuple):
-    """Token ids, and the KVCache of one row that has read them."""
-
-    token_ids: tuple
-    cache: KVCache
-
-
 class Engine(Backend):
     """A model in this process that answers many requests at once.
 
@@ -341,33 +334,12 @@ class Engine(Backend):
             one.shape.num_elements() * one.dtype.size
             for one in tf.nest.flatten(empty[context])
         )
-        self._kept = collections.deque(maxlen=max(1, kept_bytes // row_bytes))
-        self._first_readers, self._readers, self._scorers = {}, {}, {}
-        scalar = tf.TensorSpec([], tf.int32)
-        for length in _lengths(context):
-            self._scorers[length] = _traced(
-                self._traced_score,
-                tf.TensorSpec([1, length], tf.int32),
-                jit_compile=jit_compile,
-            )
-        for length in _lengths(context, factor=2):
-            for rows in (1, READ_ROWS) if length <= MOST_TOGETHER else (1,):
-                self._first_readers[rows, length] = _traced(
-                    self._traced_first,
-                    tf.TensorSpec([rows, length], tf.int32),
-                    tf.TensorSpec([rows], tf.int32),
-                    jit_compile=jit_compile,
-                )
-        for num_slots in self.slot_counts:
-            for length in _lengths(num_slots):
-                self._readers[num_slots, length] = _traced(
-                    self._traced_read,
-                    tf.TensorSpec([1, length], tf.int32),
-                    scalar,
-                    scalar,
-                    *_specs(empty[num_slots].cache),
-                    jit_compile=jit_compile,
-                )
+        self._reader = TextReader(
+            model,
+            {count: state.cache for count, state in empty.items()},
+            num_kept=max(1, kept_bytes // row_bytes),
+            jit_compile=jit_compile,
+        )
         joined = tf.nest.map_structure(
             lambda part: tf.Variable(part, trainable=False),
             join_projections(model),
@@ -467,12 +439,7 @@ class Engine(Backend):
 
         To be called before the first request.
         """
-        for rows, length in self._first_readers:
-            self._read_first([(0,) * length] * rows)
-        for num_slots, length in self._readers:
-            self._read((0,) * length, 0, _fit(self._empty.cache, num_slots))
-        for length in self._scorers:
-            self._score_row((0,) * length)
+        self._reader.compile()
         for batch in self._batches.values():
             batch.put(0, None, self._empty)
             batch.advance(1)
@@ -542,9 +509,13 @@ class Engine(Backend):
                 )
             if not waiting:
                 return
-            newcomers = self._read_prompts(waiting)
-            self._make_room(*(job for job, _ in newcomers))
-            for job, state in newcomers:
+            read = self._reader.read(
+                [job.token_ids for job in waiting],
+                num_slots=self._slots_for(len(waiting[0].token_ids)),
+            )
+            self._make_room(*waiting[: len(read)])
+            for job, one in zip(waiting, read, strict=False):
+                state = self._row_state(job.token_ids, *one)
                 job.started = time.monotonic()
                 self._batch.put(self._batch.jobs.index(None), job, state)
                 with self._changed:
@@ -576,7 +547,7 @@ class Engine(Backend):
     def _leave(self, row, job):
         """Frees the row of a job, and keeps what it has read."""
         state = self._batch.take(row)
-        self._kept.append(_Prefix(tuple(job.token_ids), state.cache))
+        self._reader.keep(job.token_ids, state.cache)
 
     def _shrink(self):
         """Takes a smaller batch when the large one has long been too large."""
@@ -613,67 +584,6 @@ class Engine(Backend):
             batch.put(place, job, self._batch.take(row))
         self._batch = batch
 
-    def _read_prompts(self, jobs):
-        """Reads prompts, in one call, of the first job and of some after it.
-
-        Args:
-            jobs: list of _Job, at least one, at most READ_ROWS.
-
-        Returns:
-            list of (_Job, _RowState after its prompt), a beginning of `jobs`.
-        """
-        shared, cache = self._shared(jobs[0].token_ids)
-        if shared:
-            token_ids = jobs[0].token_ids
-            cache = _fit(cache, self._slots_for(len(token_ids)))
-            read = [self._read(token_ids, shared, cache)]
-        else:
-            jobs = list(itertools.takewhile(self._reads_like(jobs[0]), jobs))
-            # Two, one after the other, take less time than four.
-            if len(jobs) < READ_ROWS - 1:
-                jobs = jobs[:1]
-            read = self._read_first([job.token_ids for job in jobs])
-        return [
-            (job, self._row_state(job.token_ids, *one))
-            for job, one in zip(jobs, read, strict=False)
-        ]
-
-    def _reads_like(self, first):
-        """Returns whether a job's prompt is read by the reader of `first`'s."""
-        length = self._first_length(first)
-
-        def is_alike(job):
-            if job is first:
-                return True
-            return (
-                length <= MOST_TOGETHER
-                and self._first_length(job) == length
-                and not self._shared(job.token_ids)[0]
-            )
-
-        return is_alike
-
-    def _first_length(self, job):
-        return min(
-            length
-            for _, length in self._first_readers
-            if length >= len(job.token_ids)
-        )
-
-    def _shared(self, token_ids):
-        """Returns how many first tokens were read before, and their cache."""
-        shared, cache = 0, None
-        # At least the last token is read: its logits are wanted.
-        wanted = tuple(token_ids[:-1])
-        for prefix in self._kept:
-            # Cheaper than counting, and nearly always the end of it.
-            least = max(MIN_SHARED_TOKENS, shared + 1)
-            if prefix.token_ids[:least] == wanted[:least]:
-                count = _num_shared(prefix.token_ids, wanted)
-                if count >= least:
-                    shared, cache = count, prefix.cache
-        return shared, cache
-
     def _row_state(self, token_ids, cache, logits):
         is_in_prompt = np.zeros((1, self.vocabulary_size), bool)
         is_in_prompt[0, token_ids] = True
@@ -685,62 +595,6 @@ class Engine(Backend):
             ),
         )
 
-    def _read_first(self, texts):
-        """Returns (cache, next logits), of one row each, after some texts.
-
-        Args:
-            texts: list of sequences of int, about equally long.
-        """
-        rows = 1 if len(texts) == 1 else READ_ROWS
-        length = min(
-            length
-            for count, length in self._first_readers
-            if count == rows and length >= max(map(len, texts))
-        )
-        padded = np.zeros((rows, length), np.int32)
-        counts = np.ones(rows, np.int32)
-        for row, text in enumerate(texts):
-            padded[row, : len(text)] = text
-            counts[row] = len(text)
-        flat = self._first_readers[rows, length](
-            tf.constant(padded), tf.constant(counts)
-        )
-        if rows > 1:
-            flat = [tf.split(one, rows) for one in flat]
-        else:
-            flat = [[one] for one in flat]
-        return [
-            (tf.nest.pack_sequence_as(self._empty.cache, buffers), logits)
-            for *buffers, logits in zip(*flat, strict=True)
-        ][: len(texts)]
-
-    def _read(self, token_ids, shared, cache):
-        """Returns the cache, and the next logits, after all of a text.
-
-        Args:
-            token_ids: sequence of int, no more than `cache` has slots.
-            shared: int. So many of them `cache` has read.
-            cache: KVCache of one row.
-        """
-        num_slots = _num_slots(cache)
-        length = min(
-            length
-            for slots, length in self._readers
-            if slots == num_slots and length >= len(token_ids) - shared
-        )
-        # Padding must have slots, too.
-        shared = min(shared, num_slots - length)
-        count = len(token_ids) - shared
-        padded = np.zeros((1, length), np.int32)
-        padded[0, :count] = token_ids[shared:]
-        *buffers, logits = self._readers[num_slots, length](
-            tf.constant(padded),
-            tf.constant(shared),
-            tf.constant(count),
-            *tf.nest.flatten(cache),
-        )
-        return tf.nest.pack_sequence_as(cache, buffers), logits
-
     def _score_some(self):
         # Answers under way wait for one call's time at most.
         end = time.monotonic() + CALL_SECONDS
@@ -750,25 +604,11 @@ class Engine(Backend):
                     return
                 row, loop, future = self._to_score[0]
             if not future.cancelled():
-                _resolve(loop, future, self._score_row(row))
+                _resolve(loop, future, self._reader.score(row))
             with self._changed:
                 self._to_score.popleft()
             if time.monotonic() > end:
                 return
-
-    def _score_row(self, row):
-        length = next(n for n in self._scorers if n >= len(row))
-        token_ids = np.zeros((1, length), np.int32)
-        token_ids[0, : len(row)] = row
-        own, ids, values = (
-            value.numpy()[0].tolist()
-            for value in self._scorers[length](tf.constant(token_ids))
-        )
-        scores = [TokenScore(None, ())]
-        for place in range(len(row) - 1):
-            top = zip(ids[place], values[place], strict=True)
-            scores.append(TokenScore(own[place], tuple(top)))
-        return scores
 
     def _new_job(self, request):
         room = self.context_length - len(request.token_ids)
@@ -807,34 +647,6 @@ class Engine(Backend):
                     f"received {token_id}."
                 )
 
-    # What is compiled.
-
-    def _traced_first(self, token_ids, counts):
-        state = prefill(
-            self.model, token_ids, counts, max_new_tokens=0, with_counts=False
-        )
-        return *tf.nest.flatten(state.cache), state.logits
-
-    def _traced_read(self, token_ids, start, count, *buffers):
-        hidden_states, cache = self.model.backbone(
-            {
-                "token_ids": token_ids,
-                "positions": (start + ops.arange(token_ids.shape[1]))[None],
-            },
-            cache=tf.nest.pack_sequence_as(self._empty.cache, buffers),
-            slot_writer=_side_by_side_writer,
-        )
-        # Not a slice: XLA compiles one anew for every place.
-        last = ops.take(hidden_states, (count - 1)[None], axis=1)
-        return *tf.nest.flatten(cache), self.model.project(last)[:, 0]
-
-    def _traced_score(self, token_ids):
-        logits = self.model({"token_ids": token_ids[:, :-1]}, training=False)
-        scores = log_probabilities(logits)
-        own = ops.take_along_axis(scores, token_ids[:, 1:, None], axis=2)
-        values, ids = ops.top_k(scores, MAX_TOP_TOKENS)
-        return own[:, :, 0], ids, values
-
 
 def load_engine(module, path, **settings):
     """Returns an `Engine` that runs an export of ours.
@@ -867,14 +679,6 @@ def load_engine(module, path, **settings):
     return engine
 
 
-def _lengths(longest, *, factor=4):
-    """Returns the lengths that are compiled: 16, 64, … and the longest."""
-    lengths = [16]
-    while lengths[-1] < longest:
-        lengths.append(min(factor * lengths[-1], longest))
-    return [min(length, longest) for length in lengths]
-
-
 def _slot_counts(context_length):
     """Returns how many slots a batch may have: the context, half, a quarter.
 
@@ -888,43 +692,6 @@ def _slot_counts(context_length):
     if context_length >= 512:
         counts.insert(0, context_length // 4)
     return tuple(counts)
-
-
-def _num_slots(cache):
-    return cache.keys[0].shape[2]
-
-
-def _fit(cache, num_slots):
-    """Returns a cache of so many slots; those it loses are not in use."""
-    missing = num_slots - _num_slots(cache)
-    if missing > 0:
-        return cache.resized(num_slots)
-    if missing == 0:
-        return cache
-    return tf.nest.map_structure(lambda buffer: buffer[:, :, :num_slots], cache)
-
-
-def _num_shared(first, second):
-    count = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        count += 1
-    return count
-
-
-def _traced(function, *specs, jit_compile):
-    """Returns a function of tensors that fit `specs`, traced now."""
-    return tf.function(
-        function, jit_compile=jit_compile, autograph=False
-    ).get_concrete_function(*specs)
-
-
-def _specs(structure):
-    return [
-        tf.TensorSpec(one.shape, one.dtype)
-        for one in tf.nest.flatten(structure)
-    ]
 
 
 def _resolve(loop, future, result):
@@ -960,12 +727,3 @@ def _tokens(ids, scores, job):
         top = tuple(zip(row_ids[1:], row_scores[1:], strict=True))
         tokens.append(GeneratedToken(row_ids[0], row_scores[0], top, reason))
     return tokens
-
-
-def _side_by_side_writer(buffer, positions):
-    """Writes as `slot_writer`, where the slots lie side by side: one copy."""
-    start = positions[0, 0]
-    del buffer
-    return lambda buffer, updates: ops.slice_update(
-        buffer, (0, 0, start, 0), ops.cast(updates, buffer.dtype)
-    )

@@ -1,6 +1,6 @@
 """Owns one training stage: compile, fit, evaluate, save, resume.
 
-Not: which data it trains on (pretrain.py, sft.py).
+Not: which data it trains on (pretrain.py, sft.py), what it leaves (outcome.py).
 """
 
 import dataclasses
@@ -16,14 +16,10 @@ import tempfile
 import keras
 import numpy as np
 
-from kerasgpt.checkpoints.adapter import Adapter, save_adapter
 from kerasgpt.checkpoints.model_folder import (
     MODELS,
     build_task,
-    copy_to_host,
     load_model,
-    name_variables,
-    save_model,
 )
 from kerasgpt.checkpoints.run_state import (
     STATES_FOLDER,
@@ -44,13 +40,11 @@ from kerasgpt.files import (
     read_json,
     write_json,
 )
-from kerasgpt.models.lora import merge_lora
 from kerasgpt.training.callbacks import ProgressLog
 from kerasgpt.training.distribution import (
     build_strategy,
     check_rows,
     is_chief,
-    is_one_device,
     is_tensorflow,
     num_shares,
     on_chief,
@@ -59,6 +53,7 @@ from kerasgpt.training.distribution import (
     spans_workers,
 )
 from kerasgpt.training.optimizers import build_optimizer
+from kerasgpt.training.outcome import Outcome
 from kerasgpt.training.schedules import build_schedule
 from kerasgpt.training.step import TrainStep
 from kerasgpt.training.watch import Watch, stop_requests
@@ -502,7 +497,9 @@ class _Stage:
         self.order = {"batch_size": batch_size, "seed": seed}
         self.sample = sample
         self.strategy = strategy
-        self.lora = lora
+        self.outcome = Outcome(
+            folder, model, tokenizer, strategy=strategy, lora=lora
+        )
         self.tell = tell
         self.request = request
         self.writer = writer
@@ -521,7 +518,6 @@ class _Stage:
         self.validation = build_evaluation_dataset(
             rows["validation"], batch_size=batch_size, row_numbers=chosen
         )
-        self.sampled_model = None
         self.log = ProgressLog(
             log_folder,
             name=name,
@@ -639,7 +635,8 @@ class _Stage:
         else:
             # Texts are decoded under TensorFlow only.
             if is_chief(self.strategy) and is_tensorflow():
-                self.log.record_sample(step, self._sample())
+                text = self.sample(self.outcome.usable_model())
+                self.log.record_sample(step, text)
             is_best = metrics["loss"] < self.progress.best_loss
             self.progress = (
                 self.progress.after(
@@ -750,19 +747,7 @@ class _Stage:
         def write():
             # The model first: if the state is lost, it is found again.
             if is_best:
-                if self.lora:
-                    save_adapter(
-                        self.folder / "adapter",
-                        Adapter(self.lora, state.weights),
-                        step=state.step,
-                    )
-                save_model(
-                    self.folder / "model",
-                    self.model,
-                    self.tokenizer,
-                    weights=self._merged(state.weights),
-                    step=state.step,
-                )
+                self.outcome.save(state.weights, step=state.step)
             save_run_state(
                 self.states,
                 state,
@@ -785,27 +770,6 @@ class _Stage:
             f"{self.config.steps} and saved; the same command (without "
             f"overwrite=true) goes on from here.",
         )
-
-    def _sample(self):
-        """Returns what the model writes now."""
-        model = self.model
-        if not is_one_device(self.strategy) or model.dtype != "float32":
-            # Decoding is compiled for one device.
-            if not self.sampled_model:
-                self.sampled_model = type(model)(model.config, name=model.name)
-                self.sampled_model.build()
-            model = self.sampled_model
-            weights = self._merged(copy_to_host(self.model.variables))
-            for name, variable in name_variables(model.variables).items():
-                variable.assign(weights[name])
-        return self.sample(model)
-
-    def _merged(self, weights):
-        """Returns the weights that a model without adapters would have."""
-        if not self.lora:
-            return weights
-        frozen = copy_to_host(self.model.variables)
-        return merge_lora(frozen, weights, self.lora)
 
     def _row_numbers(self, step):
         numbers = training_row_numbers(

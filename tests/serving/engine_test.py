@@ -21,8 +21,9 @@ from kerasgpt.serving.backend import (
     QueueFull,
     Unavailable,
 )
-from kerasgpt.serving.engine import MIN_SHARED_TOKENS, Engine, load_engine
+from kerasgpt.serving.engine import Engine, load_engine
 from kerasgpt.serving.saved_model import export_saved_model
+from kerasgpt.serving.text_reader import MIN_SHARED_TOKENS
 from kerasgpt.tokenizers import CONTROL_TOKENS, ByteTokenizer
 
 CONTEXT = 64
@@ -102,12 +103,11 @@ class PacedEngine(Engine):
             jit_compile=False,
             **settings,
         )
-        for length, read in self._readers.items():
-            self._readers[length] = functools.partial(self._spied, read)
-        for length, read in self._first_readers.items():
-            self._first_readers[length] = functools.partial(
-                self._spied_first, read
-            )
+        readers, first = self._reader._readers, self._reader._first_readers
+        for length, read in readers.items():
+            readers[length] = functools.partial(self._spied, read)
+        for length, read in first.items():
+            first[length] = functools.partial(self._spied_first, read)
 
     def renew(self, *, is_paced, max_waiting=64):
         """Forgets what was; an engine is slower to build than to test."""
@@ -115,7 +115,7 @@ class PacedEngine(Engine):
         self.max_waiting = max_waiting
         self.num_calls = 0
         self.sizes, self.reads, self.together = [], [], []
-        self._kept.clear()
+        self._reader._kept.clear()
 
     def _spied(self, read, token_ids, shared, count, *buffers):
         self.reads.append((int(shared), int(count)))
@@ -698,10 +698,10 @@ def test_close_tells_everybody():
 # Where calls may break while nine requests come at once.
 FAULTS = {
     "a prompt is read": lambda engine: (
-        engine._first_readers,
+        engine._reader._first_readers,
         (4, CONTEXT),
     ),
-    "a text is scored": lambda engine: (engine._scorers, CONTEXT),
+    "a text is scored": lambda engine: (engine._reader._scorers, CONTEXT),
     "a batch grows": lambda engine: (
         vars(engine._batches[1, CONTEXT]),
         "_take",
