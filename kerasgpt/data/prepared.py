@@ -100,8 +100,10 @@ class RowWriter:
         if kind is None:
             self.close()
         else:
-            with contextlib.suppress(OSError):
-                self._file.close()
+            # The stream first: Arrow tells on stderr of one that is left open.
+            for one in (self._stream, self._file):
+                with contextlib.suppress(OSError, ValueError):
+                    one.close()
 
     def _fault(self, error):
         reason = getattr(error, "strerror", None) or str(error)

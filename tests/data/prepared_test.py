@@ -43,6 +43,14 @@ def test_rows_come_back(tmp_path):
     assert list(read_prepared(tmp_path, kinds=("chats",))) == []
 
 
+def test_a_writer_that_is_given_up_says_nothing(tmp_path, capfd):
+    with pytest.raises(KeyError), RowWriter(tmp_path / "rows") as writer:
+        writer.write({"text": "half"})
+        raise KeyError
+    del writer
+    assert capfd.readouterr() == ("", "")
+
+
 def test_equal_rows_give_equal_names(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
