@@ -11,15 +11,15 @@ import unicodedata
 
 
 class InputError(Exception):
-    """A mistake of the user's, told in one line: what, where, rule and cure.
+    r"""A mistake of the user's, told in one line: what, where, rule and cure.
 
     Scripts and the command line print it without a traceback and exit with
     status 2. Names out of foreign files may hold anything: what cannot be
     printed, line breaks and the codes that steer a terminal, is escaped.
 
     Example:
-        >>> print(InputError("node a\\nb: \\x1b[2J 你好"))
-        node a\\nb: \\x1b[2J 你好
+        >>> print(InputError("node a\nb: \x1b[2J 你好"))
+        node a\nb: \x1b[2J 你好
     """
 
     def __init__(self, message):
