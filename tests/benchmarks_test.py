@@ -15,6 +15,7 @@ from experiments.benchmarks import (
     run_all,
     serving,
     serving_soak,
+    time_to_loss,
     train_step,
 )
 from experiments.benchmarks.workers import serving_task
@@ -126,6 +127,18 @@ def test_times_of_different_models_are_refused():
     other = _contestant(train_step.COMPILED, [1, 1, 1], losses=(1.0, 0.95))
     with pytest.raises(InputError, match="do not train the same model"):
         train_step.check_losses("0.8M", _play([*same, other]))
+
+
+def test_a_record_names_files_without_the_folders_of_a_machine(tmp_path):
+    config = time_to_loss.CONFIG.override(
+        [f"data.path={tmp_path}/a.txt,b/c.txt", f"record={tmp_path}"]
+    )
+    report.write_record(config, report.Answer([], [], {}), "Question  Why?")
+    (path,) = tmp_path.glob("*.json")
+    assert json.loads(path.read_text())["settings"]["data"]["path"] == (
+        "a.txt,b/c.txt"
+    )
+    assert str(tmp_path) not in path.read_text()
 
 
 def test_a_script_prints_its_table_and_writes_its_record(tmp_path):

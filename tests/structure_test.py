@@ -271,6 +271,15 @@ def test_the_import_linter_agrees():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_records_hold_no_path_of_a_machine():
+    path = re.compile(r"""(^|[\s"'`=,(])/(home|root|tmp|work|Users)/""", re.M)
+    files = [p for p in EXPERIMENTS.glob("records/**/*") if p.is_file()]
+    assert files
+    for file in files:
+        if file.suffix in (".json", ".jsonl", ".md"):
+            assert not path.search(file.read_text(encoding="utf-8")), file
+
+
 def test_the_longest_files_are_told(record_property):
     lengths = sorted(
         (len(path.read_text(encoding="utf-8").splitlines()), _name(path))

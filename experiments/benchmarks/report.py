@@ -182,9 +182,9 @@ def write_record(config, answer, document):
     write_json(
         folder / f"{name}.json",
         {
-            # Without what is a path on this machine.
+            # Where it was written, and by which Python, is no setting of it.
             "settings": {
-                key: value
+                key: _without_folders(value)
                 for key, value in config.to_dict().items()
                 if key not in ("record", "peers_python")
             },
@@ -195,3 +195,20 @@ def write_record(config, answer, document):
     question = document.split("Command")[0].removeprefix("Question")
     lines = [" ".join(question.split()), "", *answer.lines, ""]
     write_text(folder / f"{name}.md", "\n".join(lines))
+
+
+def _without_folders(value):
+    """Returns settings with the files of this machine by their names alone.
+
+    Example:
+        >>> _without_folders({"data": {"path": "/home/me/a.txt,b/c.txt"}})
+        {'data': {'path': 'a.txt,b/c.txt'}}
+    """
+    if isinstance(value, dict):
+        return {key: _without_folders(one) for key, one in value.items()}
+    if isinstance(value, str):
+        return ",".join(
+            pathlib.PurePath(part).name if part.startswith("/") else part
+            for part in value.split(",")
+        )
+    return value
