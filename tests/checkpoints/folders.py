@@ -1,13 +1,35 @@
 """Owns what tests do with folders of transformers: read, damage, refuse."""
 
 import json
+import pathlib
+import shutil
 
 import pytest
 import safetensors.numpy
 
 from kerasgpt.config import InputError
+from tests.conftest import GOLDENS
 
 WEIGHTS = "model.safetensors"
+
+
+def golden_folders(family):
+    """Returns {name: folder} of the models that make.py of a family wrote."""
+    paths = sorted((GOLDENS / family).glob("*/config.json"))
+    return {path.parent.name: path.parent for path in paths}
+
+
+def copier(folders):
+    """Returns a fixture: a function that copies a folder, to be damaged."""
+
+    @pytest.fixture
+    def copy(tmp_path):
+        def copy(name):
+            return pathlib.Path(shutil.copytree(folders[name], tmp_path / name))
+
+        return copy
+
+    return copy
 
 
 def tensors_of(folder):

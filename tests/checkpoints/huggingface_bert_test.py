@@ -1,6 +1,4 @@
 import json
-import pathlib
-import shutil
 
 import keras
 import numpy as np
@@ -21,6 +19,8 @@ from kerasgpt.tokenizers.huggingface import (
     load_huggingface_tokenizer,
 )
 from tests.checkpoints.folders import (
+    copier,
+    golden_folders,
     refusal,
     rewrite_json,
     rewrite_tensors,
@@ -29,10 +29,7 @@ from tests.checkpoints.folders import (
 from tests.conftest import GOLDENS
 from tests.descriptors import tiny_bert
 
-FOLDERS = {
-    path.parent.name: path.parent
-    for path in sorted(GOLDENS.glob("bert/*/config.json"))
-}
+FOLDERS = golden_folders("bert")
 TEXTS = json.loads((GOLDENS / "bert" / "texts.json").read_text())
 # Sums of float32 in another order; the outputs are of a size of 1 to 10.
 TOLERANCE = 1e-4
@@ -54,14 +51,7 @@ def outputs_of(model, golden):
     return np.asarray((model if has_head else model.backbone)(inputs))
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """Returns a function that copies a folder, to be damaged."""
-
-    def copy(name="masked"):
-        return pathlib.Path(shutil.copytree(FOLDERS[name], tmp_path / name))
-
-    return copy
+copy = copier(FOLDERS)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -157,7 +147,7 @@ def test_old_names_twins_and_other_heads_are_read(copy):
         FOLDERS["masked"] / "expected.safetensors"
     )
     expected = outputs_of(load(FOLDERS["masked"]), golden)
-    folder = copy()
+    folder = copy("masked")
 
     def age(tensors):
         for name in list(tensors):
@@ -225,7 +215,7 @@ def test_training_learns_through_the_transform_and_the_biases():
 
 
 def test_a_missing_tensor_is_named(copy):
-    folder = copy()
+    folder = copy("masked")
     rewrite_tensors(folder, lambda t: t.pop("cls.predictions.bias"))
     assert refusal(load, folder) == (
         f"{folder}: tensor cls.predictions.bias is missing."
@@ -233,7 +223,7 @@ def test_a_missing_tensor_is_named(copy):
 
 
 def test_an_unknown_tensor_is_named(copy):
-    folder = copy()
+    folder = copy("masked")
     extra = np.zeros(3, np.float32)
     rewrite_tensors(folder, lambda t: t.update({"classifier.weight": extra}))
     assert refusal(load, folder) == (
@@ -242,7 +232,7 @@ def test_an_unknown_tensor_is_named(copy):
 
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(copy):
-    folder = copy()
+    folder = copy("masked")
     rewrite_json(folder / "config.json", max_position_embeddings=19)
     told = refusal(load, folder)
     assert "position_embeddings.weight has shape (17, 12)" in told
@@ -250,7 +240,7 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(copy):
 
 
 def test_a_head_that_is_there_and_not_named_is_refused(copy):
-    folder = copy()
+    folder = copy("masked")
     rewrite_json(folder / "config.json", architectures=["BertModel"])
     assert "tensor cls.predictions.bias is unknown" in refusal(load, folder)
 
@@ -277,7 +267,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(copy):
 
 
 def test_what_continues_texts_is_not_made_of_a_bert(copy):
-    folder = copy()
+    folder = copy("masked")
     for function in (load_pretrained, load_pretrained_config):
         told = refusal(function, folder)
         assert f"{folder}: describes a model of kind 'encoder'" in told

@@ -1,7 +1,6 @@
 import json
 import pathlib
 import pickle
-import shutil
 import struct
 
 import ml_dtypes
@@ -20,18 +19,16 @@ from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.tokenizers import ByteTokenizer
 from tests.checkpoints.folders import (
     WEIGHTS,
+    copier,
+    golden_folders,
     refusal,
     rewrite_json,
     rewrite_tensors,
     tensors_of,
 )
-from tests.conftest import GOLDENS
 from tests.descriptors import tiny_config
 
-FOLDERS = {
-    path.parent.name: path.parent
-    for path in sorted(GOLDENS.glob("huggingface/*/config.json"))
-}
+FOLDERS = golden_folders("huggingface")
 INDEX = "model.safetensors.index.json"
 # Sums of float32 in another order; the logits are of a size of 1 to 10.
 LOGITS_TOLERANCE = 1e-4
@@ -45,14 +42,7 @@ def logits_of(model, token_ids):
     return np.asarray(model({"token_ids": token_ids.astype("int32")}))
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """Returns a function that copies a folder, to be damaged."""
-
-    def copy(name):
-        return pathlib.Path(shutil.copytree(FOLDERS[name], tmp_path / name))
-
-    return copy
+copy = copier(FOLDERS)
 
 
 def test_there_are_a_dozen_configurations():

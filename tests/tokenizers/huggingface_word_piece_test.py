@@ -14,25 +14,20 @@ from kerasgpt.tokenizers.huggingface import (
     load_huggingface_tokenizer,
     save_huggingface_tokenizer,
 )
-from tests.checkpoints.folders import refusal, rewrite_json
+from tests.checkpoints.folders import (
+    copier,
+    golden_folders,
+    refusal,
+    rewrite_json,
+)
 from tests.conftest import GOLDENS
 from tests.descriptors import tiny_word_piece
 
-FOLDERS = {
-    path.parent.name: path.parent
-    for path in sorted(GOLDENS.glob("bert/*/config.json"))
-}
+FOLDERS = golden_folders("bert")
 TEXTS = json.loads((GOLDENS / "bert" / "texts.json").read_text())
 
 
-@pytest.fixture
-def copy(tmp_path):
-    """Returns a function that copies a folder, to be damaged."""
-
-    def copy(name="masked"):
-        return pathlib.Path(shutil.copytree(FOLDERS[name], tmp_path / name))
-
-    return copy
+copy = copier(FOLDERS)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -122,7 +117,7 @@ def test_what_we_write_gives_tokenizers_their_ids():
     ],
 )
 def test_a_tokenizer_of_another_form_is_refused(copy, changes, told):
-    folder = copy()
+    folder = copy("masked")
     rewrite_json(folder / "tokenizer.json", **changes)
     message = refusal(load_huggingface_tokenizer, folder)
     assert told in message
