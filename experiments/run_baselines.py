@@ -33,6 +33,7 @@ from kerasgpt.models import ModelConfig, NGramModel, RecurrentConfig
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import pretrain, stage
 from kerasgpt.training.distribution import build_strategy
+from kerasgpt.training.run_folder import claim_folder
 
 # Held-out bits a byte that others report for this text, 90/10.
 SHAKESPEARE_REFERENCES = (
@@ -228,7 +229,7 @@ def main(config):
     )
     texts = read_splits(config.data, tokenizer)
     rows = pack_splits(texts, model_config.context_length)
-    folder = stage.claim_folder(
+    folder = claim_folder(
         config.run_dir,
         config,
         overwrite=config.overwrite,

@@ -15,6 +15,7 @@ from kerasgpt.config import setting
 from kerasgpt.data.prepare import load_corpus
 from kerasgpt.files import write_json, write_text
 from kerasgpt.training import pretrain, stage
+from kerasgpt.training.run_folder import claim_folder
 from kerasgpt.training.search import (
     HPARAMS_FOLDER,
     search,
@@ -82,7 +83,7 @@ TINY = CONFIG.override(
 
 
 def main(config):
-    folder = stage.claim_folder(
+    folder = claim_folder(
         config.run_dir,
         config,
         overwrite=config.overwrite,

@@ -20,6 +20,7 @@ from kerasgpt.generation import Generator
 from kerasgpt.models import GPTCausalLM, ModelConfig
 from kerasgpt.tokenizers import ByteTokenizer
 from kerasgpt.training import pretrain, stage
+from kerasgpt.training.run_folder import claim_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def main(config):
         )
         for name, part in parts.items()
     }
-    folder = stage.claim_folder(
+    folder = claim_folder(
         config.run_dir,
         config,
         overwrite=config.overwrite,

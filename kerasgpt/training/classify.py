@@ -19,6 +19,7 @@ from kerasgpt.models.gpt import ModelConfig
 from kerasgpt.models.heads import ClassifierConfig
 from kerasgpt.training import pretrain, sft, stage
 from kerasgpt.training.distribution import build_strategy
+from kerasgpt.training.run_folder import claim_folder
 from kerasgpt.training.stage import StageResult, TrainConfig
 
 
@@ -112,7 +113,7 @@ def run(config, *, tell=print):
     if config.init:
         model, tokenizer = load_model(config.init)
         base = StageResult(model, tokenizer, pathlib.Path(config.init), {})
-    folder = stage.claim_folder(
+    folder = claim_folder(
         config.run_dir,
         config,
         overwrite=config.overwrite,

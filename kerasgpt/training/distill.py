@@ -19,6 +19,7 @@ from kerasgpt.models.gpt import ModelConfig
 from kerasgpt.training import pretrain, stage
 from kerasgpt.training.distribution import build_strategy
 from kerasgpt.training.losses import distillation_loss
+from kerasgpt.training.run_folder import claim_folder
 from kerasgpt.training.stage import StageResult, TrainConfig
 from kerasgpt.training.step import TrainStep
 
@@ -161,7 +162,7 @@ def run(config, *, tell=print):
         vocabulary_size=tokenizer.vocabulary_size,
         context_length=teacher.model.config.context_length,
     )
-    folder = stage.claim_folder(
+    folder = claim_folder(
         config.run_dir,
         config,
         overwrite=config.overwrite,

@@ -43,6 +43,7 @@ from kerasgpt.training.distribution import (
     on_chief,
     on_chief_only,
 )
+from kerasgpt.training.run_folder import claim_folder
 from kerasgpt.training.stage import TrainConfig
 from kerasgpt.training.tokenizer import open_tokenizer
 
@@ -221,7 +222,7 @@ def _prepare(config, corpus, folder, *, known, is_for_chats):
     `known`: (model, tokenizer) that the run starts from, or None.
     """
     # First what the user may have mistyped: a claimed folder is bound to it.
-    stage.claim_folder(
+    claim_folder(
         folder,
         config,
         overwrite=config.overwrite,
@@ -278,7 +279,7 @@ def open_run(config, texts, data, *, ignored=()):
     Raises:
         InputError: if the folder belongs to another run or other data.
     """
-    folder = stage.claim_folder(
+    folder = claim_folder(
         config.run_dir,
         config,
         overwrite=config.overwrite,

@@ -30,6 +30,7 @@ from kerasgpt.training.distribution import (
     on_chief,
     on_chief_only,
 )
+from kerasgpt.training.run_folder import claim_folder
 from kerasgpt.training.stage import StageResult, TrainConfig
 
 
@@ -288,7 +289,7 @@ def _size(variable):
 
 
 def _claim(folder, config):
-    stage.claim_folder(
+    claim_folder(
         folder,
         config,
         overwrite=config.overwrite,
