@@ -89,6 +89,17 @@ class TopTokens(NamedTuple):
     token_ids: Any
     log_probabilities: Any
 
+    def filled(self, place, scores):
+        """Returns them with those of `scores` (batch, vocabulary_size) where
+        `place`, bool (batch, room), says so.
+        """
+        values, ids = ops.top_k(scores, self.token_ids.shape[2])
+        place = place[:, :, None]
+        return TopTokens(
+            ops.where(place, ops.cast(ids, "int32")[:, None], self.token_ids),
+            ops.where(place, values[:, None], self.log_probabilities),
+        )
+
 
 def count_prompt(token_ids, is_token, vocabulary_size):
     """Returns the TokenCounts of prompts (batch, length) and their mask."""
@@ -157,6 +168,7 @@ def decode(
     control_ids=CONTROL_IDS,
     slot_writer=slot_writer,
     joined=None,
+    wants_top=True,
 ):
     """Generates up to `num_steps` more tokens a row.
 
@@ -175,6 +187,7 @@ def decode(
         slot_writer: see `GPTBackbone`.
         joined: what `join_projections` returned for the model. `None` = join
             them before the loop.
+        wants_top: bool or bool (). Whether `state.top` is filled.
 
     Returns:
         DecodeState.
@@ -231,16 +244,10 @@ def decode(
         score = tf.gather_nd(scores, tf.stack([rows, chosen], axis=1))[:, None]
         top = state.top
         if top:
-            values, ids = ops.top_k(scores, top.token_ids.shape[2])
-            top = TopTokens(
-                ops.where(
-                    place[:, :, None],
-                    ops.cast(ids, "int32")[:, None],
-                    top.token_ids,
-                ),
-                ops.where(
-                    place[:, :, None], values[:, None], top.log_probabilities
-                ),
+            top = ops.cond(
+                wants_top,
+                lambda: state.top.filled(place, scores),
+                lambda: state.top,
             )
         # A finished row may stand beyond the context.
         positions = ops.minimum(positions, model.config.context_length - 1)

@@ -1,5 +1,7 @@
 """Owns recurrent layers. Not: how they are stacked (models/recurrent.py)."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -71,6 +73,7 @@ class RecurrentCell(keras.layers.Layer):
         # What `keras.layers.RNN` asks of a cell.
         self.state_size = [units] * KINDS[kind][1]
         self.output_size = units
+        self._kernel = None
 
     def build(self, inputs_shape, *unused_shapes):
         num_gates = KINDS[self.kind][0]
@@ -93,13 +96,8 @@ class RecurrentCell(keras.layers.Layer):
         projected = inputs[..., :-2]
         kept, is_token = inputs[..., -2:-1], inputs[..., -1:]
         old = [state * kept for state in states]
-        recurrent = ops.matmul(
-            old[0],
-            ops.concatenate(
-                [ops.convert_to_tensor(k) for k in self.recurrent_kernels],
-                axis=1,
-            ),
-        )
+        kernel = self._join() if self._kernel is None else self._kernel
+        recurrent = ops.matmul(old[0], kernel)
         new = [
             after + (1 - is_token) * (before - after)
             for before, after in zip(
@@ -107,6 +105,20 @@ class RecurrentCell(keras.layers.Layer):
             )
         ]
         return new[0], new
+
+    @contextlib.contextmanager
+    def joined_once(self):
+        """Within it, U is put together once and not at each step."""
+        self._kernel = self._join()
+        try:
+            yield
+        finally:
+            self._kernel = None
+
+    def _join(self):
+        return ops.concatenate(
+            [ops.convert_to_tensor(k) for k in self.recurrent_kernels], axis=1
+        )
 
     def _step(self, projected, recurrent, old):
         if self.kind == "rnn":
@@ -213,7 +225,8 @@ class RecurrentLayer(keras.layers.Layer):
             ],
             axis=-1,
         )
-        output, *states = self.loop(inputs, initial_state=states)
+        with self.cell.joined_once():
+            output, *states = self.loop(inputs, initial_state=states)
         return output, states
 
     def get_config(self):

@@ -42,6 +42,7 @@ class GenerationRequest:
             frequency_penalty, presence_penalty, seed: see `SamplerSettings`.
         deadline_s: float or None. Seconds from submission until
             `DeadlineExceeded`.
+        wants_top: bool. Whether the likeliest tokens are to be told, too.
     """
 
     token_ids: tuple
@@ -56,6 +57,7 @@ class GenerationRequest:
     presence_penalty: float = 0.0
     seed: int = 0
     deadline_s: float | None = None
+    wants_top: bool = True
 
 
 class GeneratedToken(NamedTuple):
@@ -66,7 +68,8 @@ class GeneratedToken(NamedTuple):
         log_probability: float. Natural logarithm, under the model itself:
             before temperature, filters and penalties.
         top: tuple of (token_id, log_probability), the `MAX_TOP_TOKENS`
-            likeliest, the likeliest first; empty where not known.
+            likeliest, the likeliest first; empty where not known or not
+            wanted.
         finish_reason: None, "stop" or "length": not None at the last one.
             A stop id is told by an entry of its own with token_id = stop_id
             and finish_reason "stop", which is no part of the answer.

@@ -2,61 +2,39 @@
 
 import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import pathlib
 import threading
 import time
-from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from kerasgpt.checkpoints.model_folder import load_config, load_tokenizer
 from kerasgpt.config import InputError
-from kerasgpt.generation.generate import (
-    DecodeState,
-    decode,
-)
-from kerasgpt.generation.samplers import SamplerSettings, TokenCounts
+from kerasgpt.generation.samplers import TokenCounts
 from kerasgpt.generation.token_step import join_projections
-from kerasgpt.layers.cache import KVCache
 from kerasgpt.models.gpt import GPTCausalLM
 from kerasgpt.serving.backend import (
-    MAX_TOP_TOKENS,
     Backend,
     DeadlineExceeded,
-    GeneratedToken,
     QueueFull,
     Unavailable,
 )
+from kerasgpt.serving.batch import MAX_STEPS, Batch, Lane, RowState
 from kerasgpt.serving.saved_model import MODEL_ASSETS
-from kerasgpt.serving.text_reader import (
-    READ_ROWS,
-    TextReader,
-    fit_cache,
-    slots_of,
-    specs_of,
-    trace,
-)
+from kerasgpt.serving.text_reader import READ_ROWS, TextReader
 from kerasgpt.tokenizers.chat_template import ChatTemplate
 
-# Most tokens a row gets in one call; a newcomer waits for no more.
-MAX_STEPS = 8
 # A call lasts about so long, whatever the model's size.
 CALL_SECONDS = 0.05
-# What a row's arguments are packed from.
-_INTEGERS = ("length", "num_left", "stop_id", "is_idle", "top_k", "seed")
-_FLOATS = tuple(
-    name for name in SamplerSettings._fields if name not in _INTEGERS
-)
-_NEUTRAL = np.array(
-    [float(name in ("top_p", "repetition_penalty")) for name in _FLOATS],
-    np.float32,
-)
+# Fewer rows than these are not worth a thread of their own.
+LANE_ROWS = 8
 _LOG = logging.getLogger(__name__)
 
 
@@ -90,170 +68,6 @@ class _Job:
         # The client's event loop is gone, and the client with it.
         except RuntimeError:
             self.is_cancelled = True
-
-
-class _RowState(NamedTuple):
-    """What rows keep between two calls.
-
-    Attributes:
-        cache: KVCache.
-        logits: float32 (rows, vocabulary_size). Of the next token.
-        counts: TokenCounts.
-    """
-
-    cache: KVCache
-    logits: Any
-    counts: TokenCounts
-
-
-class _Batch:
-    """Rows that are decoded together, and the compiled calls on them.
-
-    XLA updates a variable in place; a tensor that goes in and comes out of a
-    call is copied: at 50 MB, 4 ms a call against 0.4 ms. Arguments are packed
-    into few tensors and functions are called as traced once, since naming and
-    checking forty arguments takes TensorFlow 1 ms a call.
-
-    Args:
-        model: GPTCausalLM.
-        empty: _RowState of one row.
-        num_rows: int.
-        joined: see `join_projections`, in variables.
-        control_ids: tuple of int, never generated but as a stop id.
-        jit_compile: bool.
-    """
-
-    def __init__(
-        self, model, empty, num_rows, *, joined, control_ids, jit_compile
-    ):
-        self.model = model
-        self.joined = joined
-        self.control_ids = control_ids
-        self.num_slots = slots_of(empty.cache)
-        self.jobs = [None] * num_rows
-        self.num_idle_calls = 0
-        self._state = tf.nest.map_structure(
-            lambda row: tf.Variable(
-                tf.repeat(row, num_rows, axis=0), trainable=False
-            ),
-            empty,
-        )
-        scalar = tf.TensorSpec([], tf.int32)
-        self._advance = trace(
-            self._traced_advance,
-            tf.TensorSpec([num_rows, len(_INTEGERS)], tf.int32),
-            tf.TensorSpec([num_rows, len(_FLOATS)], tf.float32),
-            scalar,
-            jit_compile=jit_compile,
-        )
-        self._put = trace(
-            self._traced_put, scalar, *specs_of(empty), jit_compile=jit_compile
-        )
-        self._take = trace(self._traced_take, scalar, jit_compile=jit_compile)
-
-    @property
-    def active(self):
-        """List of (row, job)."""
-        return [(row, job) for row, job in enumerate(self.jobs) if job]
-
-    def put(self, row, job, state):
-        """Gives a row to a job, with its _RowState of one row."""
-        state = state._replace(cache=fit_cache(state.cache, self.num_slots))
-        # At once: whatever fails, a job stands where `_fail_all` finds it.
-        self.jobs[row] = job
-        self._put(tf.constant(row), *tf.nest.flatten(state))
-
-    def take(self, row):
-        """Returns the _RowState of a row, and frees it."""
-        flat = self._take(tf.constant(row))
-        self.jobs[row] = None
-        return tf.nest.pack_sequence_as(self._state, flat)
-
-    def advance(self, num_steps):
-        """Generates up to `num_steps` tokens for each job.
-
-        Returns:
-            list of (row, list of GeneratedToken), and how many steps it took.
-        """
-        integers = np.zeros((len(self.jobs), len(_INTEGERS)), np.int32)
-        # One row that draws or is penalised costs all rows the passes for it.
-        floats = np.tile(_NEUTRAL, (len(self.jobs), 1))
-        # num_left, is_idle: a row without a job does nothing.
-        integers[:, 1], integers[:, 3] = 1, 1
-        for row, job in self.active:
-            values = {
-                **vars(job.request),
-                "length": len(job.token_ids),
-                "num_left": job.num_left,
-                "is_idle": 0,
-            }
-            integers[row] = [values[name] for name in _INTEGERS]
-            floats[row] = [values[name] for name in _FLOATS]
-        results = self._advance(
-            tf.constant(integers), tf.constant(floats), tf.constant(num_steps)
-        )
-        ids, scores, counts, step = (result.numpy() for result in results)
-        tokens = [
-            (row, _tokens(ids[row, :count], scores[row, :count], job))
-            for (row, job), count in zip(
-                self.active,
-                (int(counts[row]) for row, _ in self.active),
-                strict=True,
-            )
-        ]
-        return tokens, int(step)
-
-    def _traced_advance(self, integers, floats, num_steps):
-        values = dict(zip(_INTEGERS, tf.unstack(integers, axis=1), strict=True))
-        values |= zip(_FLOATS, tf.unstack(floats, axis=1), strict=True)
-        before = tf.nest.map_structure(tf.convert_to_tensor, self._state)
-        state = decode(
-            self.model,
-            DecodeState.start(
-                room=MAX_STEPS,
-                top_tokens=MAX_TOP_TOKENS,
-                lengths=values["length"],
-                is_finished=values["is_idle"] > 0,
-                **before._asdict(),
-            ),
-            SamplerSettings(
-                **{name: values[name] for name in SamplerSettings._fields}
-            ),
-            max_new_tokens=values["num_left"],
-            stop_ids=values["stop_id"],
-            num_steps=num_steps,
-            control_ids=self.control_ids,
-            joined=tf.nest.map_structure(tf.convert_to_tensor, self.joined),
-        )
-        after = _RowState(state.cache, state.logits, state.counts)
-        tf.nest.map_structure(
-            lambda old, new: old.assign(new), self._state, after
-        )
-        # The chosen token, then the likeliest ones.
-        ids = [state.token_ids[:, :, None], state.top.token_ids]
-        scores = [
-            state.log_probabilities[:, :, None],
-            state.top.log_probabilities,
-        ]
-        return (
-            ops.concatenate(ids, axis=2),
-            ops.concatenate(scores, axis=2),
-            state.num_tokens,
-            state.step,
-        )
-
-    def _traced_put(self, row, *values):
-        variables = tf.nest.flatten(self._state)
-        for variable, value in zip(variables, values, strict=True):
-            start = (row,) + (0,) * (len(variable.shape) - 1)
-            everything = tf.convert_to_tensor(variable)
-            variable.assign(ops.slice_update(everything, start, value))
-
-    def _traced_take(self, row):
-        return [
-            ops.take(tf.convert_to_tensor(variable), row[None], axis=0)
-            for variable in tf.nest.flatten(self._state)
-        ]
 
 
 class Engine(Backend):
@@ -317,17 +131,8 @@ class Engine(Backend):
         # Attention reads every slot, used or not, and most texts are short.
         context = self.context_length
         self.slot_counts = _slot_counts(context)
-        vocabulary = (1, config.vocabulary_size)
         empty = {
-            count: _RowState(
-                cache=model.allocate_cache(1, count),
-                logits=tf.zeros(vocabulary),
-                counts=TokenCounts(
-                    tf.zeros(vocabulary, tf.bool),
-                    tf.zeros(vocabulary, tf.int32),
-                ),
-            )
-            for count in self.slot_counts
+            count: RowState.empty(model, count) for count in self.slot_counts
         }
         self._empty = empty[self.slot_counts[0]]
         row_bytes = sum(
@@ -344,15 +149,31 @@ class Engine(Backend):
             lambda part: tf.Variable(part, trainable=False),
             join_projections(model),
         )
+        most_lanes = len(os.sched_getaffinity(0))
+        self._pool = concurrent.futures.ThreadPoolExecutor(
+            most_lanes, thread_name_prefix="lane"
+        )
+
+        def build_batch(num_rows, num_slots):
+            num_lanes = max(1, min(num_rows // LANE_ROWS, most_lanes))
+            while num_rows % num_lanes:
+                num_lanes -= 1
+            lanes = [
+                Lane(
+                    model,
+                    empty,
+                    num_rows // num_lanes,
+                    num_slots,
+                    joined=joined,
+                    control_ids=never_generated,
+                    jit_compile=jit_compile,
+                )
+                for _ in range(num_lanes)
+            ]
+            return Batch(num_slots, lanes, self._pool)
+
         self._batches = {
-            (count, num_slots): _Batch(
-                model,
-                empty[num_slots],
-                count,
-                joined=joined,
-                control_ids=never_generated,
-                jit_compile=jit_compile,
-            )
+            (count, num_slots): build_batch(count, num_slots)
             for count in row_counts
             for num_slots in self.slot_counts
         }
@@ -429,6 +250,7 @@ class Engine(Backend):
             self._is_closed = True
             self._changed.notify()
         self._thread.join()
+        self._pool.shutdown()
 
     def load(self):
         """Returns (requests that are answered now, requests that wait)."""
@@ -439,11 +261,12 @@ class Engine(Backend):
 
         To be called before the first request.
         """
-        self._reader.compile()
-        for batch in self._batches.values():
-            batch.put(0, None, self._empty)
-            batch.advance(1)
-            batch.take(0)
+        lanes = [
+            lane for batch in self._batches.values() for lane in batch.lanes
+        ]
+        calls = [self._reader.compile, *(lane.compile for lane in lanes)]
+        for _ in self._pool.map(lambda call: call(), calls):
+            pass
 
     # What the thread does.
 
@@ -587,7 +410,7 @@ class Engine(Backend):
     def _row_state(self, token_ids, cache, logits):
         is_in_prompt = np.zeros((1, self.vocabulary_size), bool)
         is_in_prompt[0, token_ids] = True
-        return _RowState(
+        return RowState(
             cache,
             logits,
             TokenCounts(
@@ -705,25 +528,3 @@ def _resolve(loop, future, result):
 
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(resolve)
-
-
-def _tokens(ids, scores, job):
-    """Returns the GeneratedTokens of a row in one call.
-
-    Args:
-        ids: int32 (tokens, 1 + MAX_TOP_TOKENS). The chosen, then the likeliest.
-        scores: float32, as `ids`: their log-probabilities.
-        job: _Job.
-    """
-    tokens = []
-    for place, (row_ids, row_scores) in enumerate(
-        zip(ids.tolist(), scores.tolist(), strict=True), start=1
-    ):
-        reason = None
-        if row_ids[0] == job.request.stop_id:
-            reason = "stop"
-        elif place == job.num_left:
-            reason = "length"
-        top = tuple(zip(row_ids[1:], row_scores[1:], strict=True))
-        tokens.append(GeneratedToken(row_ids[0], row_scores[0], top, reason))
-    return tokens

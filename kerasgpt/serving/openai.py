@@ -671,6 +671,7 @@ def _generation(backend, prompt, fields, num_new_tokens, seed, deadline_s):
         # A seed is 32 bits wide to the model.
         seed=(seed + 2**31) % 2**32 - 2**31,
         deadline_s=deadline_s,
+        wants_top=fields["logprobs"] not in (None, False),
         **{name: fields[name] for name in _SAMPLING},
     )
 

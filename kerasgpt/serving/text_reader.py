@@ -56,6 +56,7 @@ class TextReader:
     def __init__(self, model, caches, *, num_kept, jit_compile):
         self.model = model
         self._empty = caches[min(caches)]
+        self._slot_counts = sorted(caches)
         self._kept = collections.deque(maxlen=num_kept)
         self._first_readers, self._readers, self._scorers = {}, {}, {}
         scalar = tf.TensorSpec([], tf.int32)
@@ -231,8 +232,14 @@ class TextReader:
     # What is compiled.
 
     def _traced_first(self, token_ids, counts):
+        length = token_ids.shape[1]
+        num_slots = next(n for n in self._slot_counts if n >= length)
         state = prefill(
-            self.model, token_ids, counts, max_new_tokens=0, with_counts=False
+            self.model,
+            token_ids,
+            counts,
+            max_new_tokens=num_slots - length,
+            with_counts=False,
         )
         return *tf.nest.flatten(state.cache), state.logits
 

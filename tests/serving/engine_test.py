@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import os
 import random
 import threading
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import kerasgpt.serving.batch
 import kerasgpt.serving.engine
 from kerasgpt.config import InputError
 from kerasgpt.generation import Generator
@@ -65,7 +67,7 @@ def answer_alone(request):
     sampling = {
         name: value
         for name, value in vars(request).items()
-        if name not in ("token_ids", "max_new_tokens", "stop_id", "deadline_s")
+        if name in SamplerSettings._fields
     }
     return build_generator().generate_ids(
         [list(request.token_ids)],
@@ -139,6 +141,15 @@ class PacedEngine(Engine):
         last = self.num_calls + count
         self.permits.release(count)
         await until(lambda: self.num_calls == last)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_lanes():
+    """Lanes of two rows, on whatever machine, for engines of few rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kerasgpt.serving.engine, "LANE_ROWS", 2)
+        patch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -406,20 +417,60 @@ def test_two_prompts_are_read_one_after_the_other(paced):
     assert engine.together == [1, 1, 1]
 
 
+def test_lanes_share_the_rows_out_evenly_and_work_at_the_same_time(
+    paced, monkeypatch
+):
+    engine = paced(row_counts=(4,))
+    requests = [long_request(number, 8) for number in range(3)]
+    both_at_work = threading.Barrier(2, timeout=20)
+    advance = kerasgpt.serving.batch.Lane.advance
+    rows = []
+
+    def spied(lane, jobs, num_steps):
+        both_at_work.wait()
+        rows.append([row for row, _ in jobs])
+        return advance(lane, jobs, num_steps)
+
+    async def main():
+        answers = [start(engine, request) for request in requests]
+        while engine.load() != (3, 0):
+            await engine.call()
+        monkeypatch.setattr(kerasgpt.serving.batch.Lane, "advance", spied)
+        await engine.call(3)
+        monkeypatch.undo()
+        engine.permits = None
+        return await asyncio.gather(*answers)
+
+    assert run(main()) == [answer_alone(request) for request in requests]
+    assert sorted(rows) == [[0]] * 3 + [[0, 1]] * 3
+
+
+def test_the_likeliest_tokens_are_told_to_those_who_want_them(engine):
+    requests = [long_request(n, wants_top=n == 1) for n in range(3)]
+
+    async def main():
+        return await asyncio.gather(
+            *(tokens_of(engine, request) for request in requests)
+        )
+
+    counts = [{len(one.top) for one in tokens} for tokens in run(main())]
+    assert counts == [{0}, {MAX_TOP_TOKENS}, {0}]
+
+
 def test_rows_without_a_job_neither_draw_nor_are_penalised():
     settings = SamplerSettings(
         **{name: None for name in SamplerSettings._fields}
     )._replace(
         **dict(
             zip(
-                kerasgpt.serving.engine._FLOATS,
-                kerasgpt.serving.engine._NEUTRAL.tolist(),
+                kerasgpt.serving.batch._FLOATS,
+                kerasgpt.serving.batch._NEUTRAL.tolist(),
                 strict=True,
             )
         )
     )
     expected = SamplerSettings.constant(1)
-    for name in kerasgpt.serving.engine._FLOATS:
+    for name in kerasgpt.serving.batch._FLOATS:
         assert getattr(settings, name) == float(getattr(expected, name)[0])
 
 
@@ -702,23 +753,15 @@ FAULTS = {
         (4, CONTEXT),
     ),
     "a text is scored": lambda engine: (engine._reader._scorers, CONTEXT),
-    "a batch grows": lambda engine: (
-        vars(engine._batches[1, CONTEXT]),
-        "_take",
-    ),
-    "a row is filled": lambda engine: (
-        vars(engine._batches[4, CONTEXT]),
-        "_put",
-    ),
-    "a token is made": lambda engine: (
-        vars(engine._batches[4, CONTEXT]),
-        "_advance",
-    ),
-    "a row is left": lambda engine: (
-        vars(engine._batches[4, CONTEXT]),
-        "_take",
-    ),
+    "a batch grows": lambda engine: (_lane(engine, 1), "_take"),
+    "a row is filled": lambda engine: (_lane(engine, 4)["_puts"], CONTEXT),
+    "a token is made": lambda engine: (_lane(engine, 4), "_advance"),
+    "a row is left": lambda engine: (_lane(engine, 4), "_take"),
 }
+
+
+def _lane(engine, num_rows):
+    return vars(engine._batches[num_rows, CONTEXT].lanes[-1])
 
 
 @pytest.mark.parametrize("moment", FAULTS)
