@@ -168,7 +168,6 @@ def decode(
     control_ids=CONTROL_IDS,
     slot_writer=slot_writer,
     joined=None,
-    wants_top=True,
 ):
     """Generates up to `num_steps` more tokens a row.
 
@@ -187,7 +186,6 @@ def decode(
         slot_writer: see `GPTBackbone`.
         joined: what `join_projections` returned for the model. `None` = join
             them before the loop.
-        wants_top: bool or bool (). Whether `state.top` is filled.
 
     Returns:
         DecodeState.
@@ -244,11 +242,7 @@ def decode(
         score = tf.gather_nd(scores, tf.stack([rows, chosen], axis=1))[:, None]
         top = state.top
         if top:
-            top = ops.cond(
-                wants_top,
-                lambda: state.top.filled(place, scores),
-                lambda: state.top,
-            )
+            top = top.filled(place, scores)
         # A finished row may stand beyond the context.
         positions = ops.minimum(positions, model.config.context_length - 1)
         logits, cache = read(chosen, positions, state.cache)
