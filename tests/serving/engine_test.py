@@ -457,23 +457,6 @@ def test_the_likeliest_tokens_are_told_to_those_who_want_them(engine):
     assert counts == [{0}, {MAX_TOP_TOKENS}, {0}]
 
 
-def test_rows_without_a_job_neither_draw_nor_are_penalised():
-    settings = SamplerSettings(
-        **{name: None for name in SamplerSettings._fields}
-    )._replace(
-        **dict(
-            zip(
-                kerasgpt.serving.batch._FLOATS,
-                kerasgpt.serving.batch._NEUTRAL.tolist(),
-                strict=True,
-            )
-        )
-    )
-    expected = SamplerSettings.constant(1)
-    for name in kerasgpt.serving.batch._FLOATS:
-        assert getattr(settings, name) == float(getattr(expected, name)[0])
-
-
 def test_pieces_come_before_the_end(paced):
     engine = paced()
 
