@@ -22,7 +22,7 @@ from kerasgpt.training.distribution import build_strategy
 
 EXAMPLES = (
     "The price of the Repomu is [MASK] yuan.",
-    "商品 Repomu 的颜色是[MASK]。",
+    "商品 Repomu 的价格是 [MASK] 元。",
 )
 
 

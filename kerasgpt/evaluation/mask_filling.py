@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +12,8 @@ from kerasgpt.config import InputError
 from kerasgpt.data.masking import number_units
 
 MASK = "[MASK]"
+# What a mask stands for: a word, Han side by side, a number, or one sign.
+WORD = re.compile(r"\s*(\w[\w'’-]*|[^\w\s])\s*")
 # Rows a call, and the lengths they are padded to: few shapes are compiled.
 BATCH_ROWS, LENGTH_STEP = 64, 32
 
@@ -49,9 +52,10 @@ class MaskFiller:
     def fill(self, text, *, count=5, most_tokens=6):
         """Returns fillings of the masks in a text, the likeliest first.
 
-        A mask may stand for several tokens. Those of one are filled the surest
-        first; of several masks, the first is filled while the others are one
-        token, then the next.
+        A mask stands for one word, as in training, of several tokens perhaps;
+        more is told where the model has no word for it. Tokens of one mask are
+        filled the surest first; of several masks, the first is filled while the
+        others are one token, then the next.
 
         Args:
             text: str with at least one "[MASK]".
@@ -121,7 +125,13 @@ class MaskFiller:
                 f"the text fills the context of {self.config.context_length} "
                 f"tokens; shorten it."
             )
-        return filled
+        # A row of sure tokens would else be likelier than a word that fits.
+        words = [
+            one
+            for one in filled
+            if WORD.fullmatch(self.tokenizer.decode(one[0][len(before) :]))
+        ]
+        return words or filled
 
     def measure(self, texts):
         """Returns how well each word or character is known from the others.
