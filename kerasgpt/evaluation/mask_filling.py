@@ -52,10 +52,9 @@ class MaskFiller:
     def fill(self, text, *, count=5, most_tokens=6):
         """Returns fillings of the masks in a text, the likeliest first.
 
-        A mask stands for one word, as in training, of several tokens perhaps;
-        more is told where the model has no word for it. Tokens of one mask are
-        filled the surest first; of several masks, the first is filled while the
-        others are one token, then the next.
+        A mask stands for one token, or for several that make one word, as in
+        training. Those are filled the surest first; of several masks, the first
+        is filled while the others are one token, then the next.
 
         Args:
             text: str with at least one "[MASK]".
@@ -126,12 +125,12 @@ class MaskFiller:
                 f"tokens; shorten it."
             )
         # A row of sure tokens would else be likelier than a word that fits.
-        words = [
-            one
-            for one in filled
-            if WORD.fullmatch(self.tokenizer.decode(one[0][len(before) :]))
+        return [
+            (token_ids, scores)
+            for token_ids, scores in filled
+            if len(scores) == 1
+            or WORD.fullmatch(self.tokenizer.decode(token_ids[len(before) :]))
         ]
-        return words or filled
 
     def measure(self, texts):
         """Returns how well each word or character is known from the others.
