@@ -20,7 +20,7 @@ try:
         # Several workers join before anything is computed.
         if "TF_CONFIG" not in os.environ:
             tensorflow.constant(0)
-        importlib.import_module("tensorflow_text")
+        importlib.import_module("keras")
 except (ImportError, ValueError):
     # Both load Keras, and it its backend.
     if "KERAS_BACKEND" not in os.environ:

@@ -1,7 +1,7 @@
 """Owns rows decoded together by compiled calls. Not: who gets a row."""
 
 import concurrent.futures
-import functools
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,57 +86,67 @@ class Lane:
         self.joined = joined
         self.control_ids = control_ids
         self._empty = empty
-        self._state = tf.nest.map_structure(
-            lambda row: tf.Variable(
-                tf.repeat(row, num_rows, axis=0), trainable=False
-            ),
-            empty[num_slots],
-        )
+        self._structure = empty[num_slots]
+        self._variables = self._rows()
         scalar = tf.TensorSpec([], tf.int32)
-        # By how many likeliest tokens it tells: looking for them takes a
-        # fifth of a small model's time.
-        self._advance = {
-            count: trace(
-                functools.partial(self._traced_advance, top_tokens=count),
-                tf.TensorSpec([num_rows, len(_INTEGERS)], tf.int32),
-                tf.TensorSpec([num_rows, len(_FLOATS)], tf.float32),
-                scalar,
-                jit_compile=jit_compile,
-            )
-            for count in (0, MAX_TOP_TOKENS)
-        }
+        # Variables come last, as arguments: a twin brings its own.
+        self._advance = trace(
+            self._traced_advance,
+            tf.TensorSpec([num_rows, len(_INTEGERS)], tf.int32),
+            tf.TensorSpec([num_rows, len(_FLOATS)], tf.float32),
+            scalar,
+            tf.TensorSpec([], tf.bool),
+            *self._variables,
+            jit_compile=jit_compile,
+        )
         self._puts = {
             count: trace(
                 self._traced_put,
                 scalar,
                 *specs_of(state),
+                *self._variables,
                 jit_compile=jit_compile,
             )
             for count, state in empty.items()
         }
-        self._take = trace(self._traced_take, scalar, jit_compile=jit_compile)
+        self._take = trace(
+            self._traced_take, scalar, *self._variables, jit_compile=jit_compile
+        )
+
+    def _rows(self):
+        return [
+            tf.Variable(tf.repeat(row, self.num_rows, axis=0), trainable=False)
+            for row in tf.nest.flatten(self._structure)
+        ]
+
+    def twin(self):
+        """Returns a lane with rows of its own that shares what is compiled."""
+        twin = copy.copy(self)
+        twin._variables = self._rows()
+        return twin
 
     def compile(self):
-        """Runs every shape once."""
+        """Runs every shape once, for all twins."""
         for state in self._empty.values():
             self.put(0, state)
-        for advance in self._advance.values():
-            advance(
-                tf.zeros([self.num_rows, len(_INTEGERS)], tf.int32),
-                tf.constant(np.tile(_NEUTRAL, (self.num_rows, 1))),
-                tf.constant(1),
-            )
+        self._advance(
+            tf.zeros([self.num_rows, len(_INTEGERS)], tf.int32),
+            tf.constant(np.tile(_NEUTRAL, (self.num_rows, 1))),
+            tf.constant(1),
+            tf.constant(True),
+            *self._variables,
+        )
         self.take(0)
 
     def put(self, row, state):
         """Writes the RowState of one row, of any number of slots."""
         put = self._puts[slots_of(state.cache)]
-        put(tf.constant(row), *tf.nest.flatten(state))
+        put(tf.constant(row), *tf.nest.flatten(state), *self._variables)
 
     def take(self, row):
         """Returns the RowState of one row."""
-        flat = self._take(tf.constant(row))
-        return tf.nest.pack_sequence_as(self._state, flat)
+        flat = self._take(tf.constant(row), *self._variables)
+        return tf.nest.pack_sequence_as(self._structure, flat)
 
     def advance(self, jobs, num_steps):
         """Generates up to `num_steps` tokens for each of some jobs.
@@ -163,9 +173,12 @@ class Lane:
             integers[row] = [values[name] for name in _INTEGERS]
             floats[row] = [values[name] for name in _FLOATS]
         wants_top = any(job.request.wants_top for _, job in jobs)
-        advance = self._advance[MAX_TOP_TOKENS if wants_top else 0]
-        results = advance(
-            tf.constant(integers), tf.constant(floats), tf.constant(num_steps)
+        results = self._advance(
+            tf.constant(integers),
+            tf.constant(floats),
+            tf.constant(num_steps),
+            tf.constant(wants_top),
+            *self._variables,
         )
         ids, scores, counts, step = (result.numpy() for result in results)
         answers = []
@@ -176,15 +189,19 @@ class Lane:
             )
         return answers, int(step)
 
-    def _traced_advance(self, integers, floats, num_steps, *, top_tokens):
+    def _traced_advance(
+        self, integers, floats, num_steps, wants_top, *variables
+    ):
         values = dict(zip(_INTEGERS, tf.unstack(integers, axis=1), strict=True))
         values |= zip(_FLOATS, tf.unstack(floats, axis=1), strict=True)
-        before = tf.nest.map_structure(tf.convert_to_tensor, self._state)
+        before = tf.nest.pack_sequence_as(
+            self._structure, [tf.convert_to_tensor(one) for one in variables]
+        )
         state = decode(
             self.model,
             DecodeState.start(
                 room=MAX_STEPS,
-                top_tokens=top_tokens,
+                top_tokens=MAX_TOP_TOKENS,
                 lengths=values["length"],
                 is_finished=values["is_idle"] > 0,
                 **before._asdict(),
@@ -196,27 +213,32 @@ class Lane:
             stop_ids=values["stop_id"],
             num_steps=num_steps,
             control_ids=self.control_ids,
+            wants_top=wants_top,
             joined=tf.nest.map_structure(tf.convert_to_tensor, self.joined),
         )
         after = RowState(state.cache, state.logits, state.counts)
-        tf.nest.map_structure(
-            lambda old, new: old.assign(new), self._state, after
-        )
+        for variable, value in zip(
+            variables, tf.nest.flatten(after), strict=True
+        ):
+            variable.assign(value)
         # The chosen token, then the likeliest ones.
-        ids = [state.token_ids[:, :, None]]
-        scores = [state.log_probabilities[:, :, None]]
-        if top_tokens:
-            ids.append(state.top.token_ids)
-            scores.append(state.top.log_probabilities)
+        top = state.top
         return (
-            ops.concatenate(ids, axis=2),
-            ops.concatenate(scores, axis=2),
+            ops.concatenate(
+                [state.token_ids[:, :, None], top.token_ids], axis=2
+            ),
+            ops.concatenate(
+                [state.log_probabilities[:, :, None], top.log_probabilities],
+                axis=2,
+            ),
             state.num_tokens,
             state.step,
         )
 
-    def _traced_put(self, row, *values):
-        variables = tf.nest.flatten(self._state)
+    def _traced_put(self, row, *values_and_variables):
+        count = len(self._variables)
+        values = values_and_variables[:count]
+        variables = values_and_variables[count:]
         for variable, value in zip(variables, values, strict=True):
             start = (row,) + (0,) * (len(variable.shape) - 1)
             everything = tf.convert_to_tensor(variable)
@@ -226,10 +248,10 @@ class Lane:
                 value = value[:, :, : variable.shape[2]]
             variable.assign(ops.slice_update(everything, start, value))
 
-    def _traced_take(self, row):
+    def _traced_take(self, row, *variables):
         return [
             ops.take(tf.convert_to_tensor(variable), row[None], axis=0)
-            for variable in tf.nest.flatten(self._state)
+            for variable in variables
         ]
 
 

@@ -158,18 +158,16 @@ class Engine(Backend):
             num_lanes = max(1, min(num_rows // LANE_ROWS, most_lanes))
             while num_rows % num_lanes:
                 num_lanes -= 1
-            lanes = [
-                Lane(
-                    model,
-                    empty,
-                    num_rows // num_lanes,
-                    num_slots,
-                    joined=joined,
-                    control_ids=never_generated,
-                    jit_compile=jit_compile,
-                )
-                for _ in range(num_lanes)
-            ]
+            lane = Lane(
+                model,
+                empty,
+                num_rows // num_lanes,
+                num_slots,
+                joined=joined,
+                control_ids=never_generated,
+                jit_compile=jit_compile,
+            )
+            lanes = [lane, *(lane.twin() for _ in range(num_lanes - 1))]
             return Batch(num_slots, lanes, self._pool)
 
         self._batches = {
@@ -261,9 +259,7 @@ class Engine(Backend):
 
         To be called before the first request.
         """
-        lanes = [
-            lane for batch in self._batches.values() for lane in batch.lanes
-        ]
+        lanes = [batch.lanes[0] for batch in self._batches.values()]
         calls = [self._reader.compile, *(lane.compile for lane in lanes)]
         for _ in self._pool.map(lambda call: call(), calls):
             pass

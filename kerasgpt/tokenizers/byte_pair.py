@@ -9,7 +9,6 @@ import pathlib
 
 import sentencepiece
 import tensorflow as tf
-import tensorflow_text as tf_text
 from sentencepiece import sentencepiece_model_pb2
 
 from kerasgpt.config import InputError
@@ -220,6 +219,9 @@ class BytePairTokenizer(Tokenizer):
 
     def _encode(self, strings):
         if self.normalization:
+            # Here: it takes 0.12 GB, and most byte pairs do without.
+            import tensorflow_text as tf_text
+
             strings = tf_text.normalize_utf8(strings, self.normalization)
         return self._merger(split_words(strings, self.split))
 

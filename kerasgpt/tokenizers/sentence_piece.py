@@ -9,9 +9,7 @@ import pathlib
 
 import sentencepiece
 import tensorflow as tf
-import tensorflow_text as tf_text
 from sentencepiece import sentencepiece_model_pb2
-from tensorflow_text.python.ops import sentencepiece_tokenizer
 
 from kerasgpt.config import InputError
 from kerasgpt.console import quiet_libraries
@@ -200,6 +198,9 @@ class SentencePieceTokenizer(Tokenizer):
 def build_operation(model):
     """Returns the `tf_text.SentencepieceTokenizer` of a model's bytes."""
     with quiet_libraries():
+        # Here: it takes 0.12 GB, and other tokenizers do without.
+        import tensorflow_text as tf_text
+
         operation = tf_text.SentencepieceTokenizer(
             model=model, out_type=tf.int32
         )
@@ -239,6 +240,8 @@ class _NamedModel(tf.saved_model.experimental.TrackableResource):
             _ = self.resource_handle
 
     def _create_resource(self):
+        from tensorflow_text.python.ops import sentencepiece_tokenizer
+
         operations = sentencepiece_tokenizer.gen_sentencepiece_tokenizer
         return operations.sentencepiece_op(
             model=self._model, shared_name=self._shared_name

@@ -5,8 +5,6 @@ import json
 import pathlib
 
 import tensorflow as tf
-import tensorflow_text as tf_text
-from tensorflow_text.tools.wordpiece_vocab import bert_vocab_from_dataset
 
 from kerasgpt.config import InputError
 from kerasgpt.console import quiet_libraries
@@ -123,6 +121,9 @@ class WordPieceTokenizer(Tokenizer):
             "unknown_token": unknown,
             "support_detokenization": True,
         }
+        # Here: it takes 0.12 GB, and other tokenizers do without.
+        import tensorflow_text as tf_text
+
         if bert_words:
             self._words = BertWords(**bert_words)
             self._operation = tf_text.FastWordpieceTokenizer(
@@ -204,6 +205,10 @@ def train_word_piece(texts, *, vocabulary_size, lower_case=False):
         )
     try:
         with quiet_libraries():
+            from tensorflow_text.tools.wordpiece_vocab import (
+                bert_vocab_from_dataset,
+            )
+
             pieces = bert_vocab_from_dataset.bert_vocab_from_dataset(
                 tf.data.Dataset.from_tensor_slices(texts),
                 vocabulary_size,

@@ -738,10 +738,7 @@ FAULTS = {
     "a text is scored": lambda engine: (engine._reader._scorers, CONTEXT),
     "a batch grows": lambda engine: (_lane(engine, 1), "_take"),
     "a row is filled": lambda engine: (_lane(engine, 4)["_puts"], CONTEXT),
-    "a token is made": lambda engine: (
-        _lane(engine, 4)["_advance"],
-        MAX_TOP_TOKENS,
-    ),
+    "a token is made": lambda engine: (_lane(engine, 4), "_advance"),
     "a row is left": lambda engine: (_lane(engine, 4), "_take"),
 }
 
