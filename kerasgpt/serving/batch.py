@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,18 +126,16 @@ class Lane:
         twin._variables = self._rows()
         return twin
 
-    def compile(self):
-        """Runs every shape once, for all twins."""
-        for state in self._empty.values():
-            self.put(0, state)
-        self._advance(
-            tf.zeros([self.num_rows, len(_INTEGERS)], tf.int32),
-            tf.constant(np.tile(_NEUTRAL, (self.num_rows, 1))),
-            tf.constant(1),
-            tf.constant(True),
-            *self._variables,
-        )
-        self.take(0)
+    def shapes(self):
+        """Returns functions that run, and so compile, a shape for all twins."""
+        return [
+            functools.partial(self.advance, [], 1),
+            functools.partial(self.take, 0),
+            *(
+                functools.partial(self.put, 0, state)
+                for state in self._empty.values()
+            ),
+        ]
 
     def put(self, row, state):
         """Writes the RowState of one row, of any number of slots."""

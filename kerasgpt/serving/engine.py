@@ -259,9 +259,11 @@ class Engine(Backend):
 
         To be called before the first request.
         """
+        # The largest first: the last one would be compiled alone.
         lanes = [batch.lanes[0] for batch in self._batches.values()]
-        calls = [self._reader.compile, *(lane.compile for lane in lanes)]
-        for _ in self._pool.map(lambda call: call(), calls):
+        shapes = [shape for lane in lanes[::-1] for shape in lane.shapes()]
+        shapes += self._reader.shapes()
+        for _ in self._pool.map(lambda shape: shape(), shapes):
             pass
 
     # What the thread does.

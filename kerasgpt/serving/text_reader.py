@@ -4,7 +4,9 @@ Not: the tokens after them (engine.py).
 """
 
 import collections
+import functools
 import itertools
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +20,8 @@ from kerasgpt.serving.backend import MAX_TOP_TOKENS, TokenScore
 # Short prompts that wait together are read together: four of 32 tokens take
 # XLA's products less than twice as long as one.
 READ_ROWS, MOST_TOGETHER = 4, 64
+# Layers are not made for being traced by two threads.
+_TRACING = threading.Lock()
 # A prompt that shares fewer tokens with an earlier one is read anew.
 MIN_SHARED_TOKENS = 16
 
@@ -86,14 +90,27 @@ class TextReader:
                     jit_compile=jit_compile,
                 )
 
-    def compile(self):
-        """Runs every shape once."""
-        for rows, length in self._first_readers:
-            self._read_first([(0,) * length] * rows)
-        for num_slots, length in self._readers:
-            self._read((0,) * length, 0, fit_cache(self._empty, num_slots))
-        for length in self._scorers:
-            self.score((0,) * length)
+    def shapes(self):
+        """Returns functions that run, and so compile, a shape each."""
+        return [
+            *(
+                functools.partial(self._read_first, [(0,) * length] * rows)
+                for rows, length in self._first_readers
+            ),
+            *(
+                functools.partial(
+                    self._read,
+                    (0,) * length,
+                    0,
+                    fit_cache(self._empty, num_slots),
+                )
+                for num_slots, length in self._readers
+            ),
+            *(
+                functools.partial(self.score, (0,) * length)
+                for length in self._scorers
+            ),
+        ]
 
     def keep(self, token_ids, cache):
         """Keeps the cache of one row that has read a text, for a while."""
@@ -297,10 +314,21 @@ def _num_shared(first, second):
 
 
 def trace(function, *specs, jit_compile):
-    """Returns a function of tensors that fit `specs`, traced now."""
-    return tf.function(
-        function, jit_compile=jit_compile, autograph=False
-    ).get_concrete_function(*specs)
+    """Returns a function of tensors that fit `specs`, traced when first called.
+
+    One is traced while another is compiled, by two threads.
+    """
+    traceable = tf.function(function, jit_compile=jit_compile, autograph=False)
+    traced = []
+
+    def call(*tensors):
+        if not traced:
+            with _TRACING:
+                if not traced:
+                    traced.append(traceable.get_concrete_function(*specs))
+        return traced[0](*tensors)
+
+    return call
 
 
 def specs_of(structure):

@@ -1,5 +1,6 @@
 """Owns the requests that a server runs before it serves. Not: a server."""
 
+import concurrent.futures
 import contextlib
 import os
 import pathlib
@@ -149,14 +150,20 @@ def replay_warmup(loaded, path):
     file = pathlib.Path(path) / FILE
     if not file.exists():
         return 0
-    number = 0
+    number, logs = 0, []
+    # A first run is spent on optimising a graph, by one thread.
+    pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
         for data in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
             number += 1
             if number > MAX_RECORDS:
                 raise ValueError(f"at most {MAX_RECORDS} are allowed")
-            log = prediction_log_pb2.PredictionLog.FromString(data)
-            _run(loaded.signatures, log)
+            logs.append(prediction_log_pb2.PredictionLog.FromString(data))
+        runs = [pool.submit(_run, loaded.signatures, log) for log in logs]
+        number = 0
+        for run in runs:
+            number += 1
+            run.result()
     except (tf.errors.OpError, DecodeError, ValueError, TypeError) as error:
         text = getattr(error, "message", str(error))
         rule = re.search(r"assertion failed: \[(.*?)\]\n", text, re.DOTALL)
@@ -164,6 +171,8 @@ def replay_warmup(loaded, path):
         raise InputError(
             f"{file}: warm-up record {number} fails: {reason}"
         ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
     return number
 
 
