@@ -22,7 +22,7 @@ try:
             tensorflow.constant(0)
         importlib.import_module("keras")
 except (ImportError, ValueError):
-    # Both load Keras, and it its backend.
+    # Keras loads its backend.
     if "KERAS_BACKEND" not in os.environ:
         raise
     print(
