@@ -11,6 +11,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))
 
 import tensorflow as tf
+import tensorflow_text  # noqa: F401 (registers the ops of our exports)
 
 from experiments.benchmarks.workers.protocol import (
     repeat,
