@@ -307,7 +307,9 @@ class Generator:
         )
         self._decode = tf.function(self._traced_decode, jit_compile=jit_compile)
         # Once an answer, not once a call: a stream has a call for each token.
-        self._join = tf.function(lambda: join_projections(self.model))
+        self._join = tf.function(
+            lambda num_rows: join_projections(self.model, num_rows=num_rows)
+        )
 
     def _traced_prefill(self, token_ids, lengths, new_tokens):
         return prefill(
@@ -482,7 +484,7 @@ class Generator:
             tf.zeros((new_tokens,)),
         )
         stop_ids = tf.fill((rows,), self._stop_id(stop_token))
-        return state, settings, tf.constant(limits), stop_ids, self._join()
+        return state, settings, tf.constant(limits), stop_ids, self._join(rows)
 
     def _stop_id(self, stop_token):
         return self.template.control_ids[stop_token or self.template.format.end]

@@ -147,8 +147,9 @@ class Engine(Backend):
         )
         joined = tf.nest.map_structure(
             lambda part: tf.Variable(part, trainable=False),
-            join_projections(model),
+            join_projections(model, num_rows=min(row_counts)),
         )
+        shared = tuple(part._replace(down=()) for part in joined)
         most_lanes = len(os.sched_getaffinity(0))
         self._pool = concurrent.futures.ThreadPoolExecutor(
             most_lanes, thread_name_prefix="lane"
@@ -163,7 +164,7 @@ class Engine(Backend):
                 empty,
                 num_rows // num_lanes,
                 num_slots,
-                joined=joined,
+                joined=joined if num_rows == 1 else shared,
                 control_ids=never_generated,
                 jit_compile=jit_compile,
             )

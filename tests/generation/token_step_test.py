@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from kerasgpt.generation import decode, prefill
+from kerasgpt.generation import decode, prefill, token_step
 from kerasgpt.generation.token_step import TokenStep, join_projections
 from kerasgpt.models import GPTCausalLM, GPTConfig
 from kerasgpt.models.gpt import RotaryScaling
@@ -108,6 +108,23 @@ def test_a_step_is_a_call_of_the_model(shape, jit_compile):
         tf.nest.flatten(cache), tf.nest.flatten(expected_cache), strict=True
     ):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["ours", "gpt-2"])
+def test_a_large_last_kernel_is_transposed_for_one_row(shape, monkeypatch):
+    model = build_model(SHAPES[shape])
+    assert not any(one.down for one in join_projections(model, num_rows=1))
+    monkeypatch.setattr(token_step, "_LARGE_KERNEL", 1)
+    assert not any(one.down for one in join_projections(model, num_rows=2))
+    joined = join_projections(model, num_rows=1)
+    kernel = model.backbone.blocks[0].feed_forward.down.kernel
+    assert tuple(joined[0].down.shape) == tuple(kernel.shape)[::-1]
+    step = TokenStep(model, joined, SLOTS)
+    cache = model.allocate_cache(1, SLOTS)
+    arguments = ops.array([7]), ops.array([0])
+    expected, _ = as_the_model(model, *arguments, cache)
+    logits, _ = step(*arguments, cache)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_slots_beyond_a_row_are_not_seen():
