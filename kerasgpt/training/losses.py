@@ -5,6 +5,8 @@ import math
 import keras
 from keras import ops, tree
 
+from kerasgpt.layers.projection import is_faster_wide
+
 # Logits that exist at a time: of the size of a processor's last cache, and of
 # the widest chunks that were still fast (experiments/benchmarks/loss_head.py).
 CHUNK_BYTES = 16 * 2**20
@@ -146,8 +148,8 @@ def _mean_loss(
     Args:
         chunk: function of a chunk's hidden_states, the kernel, and the
             chunk's targets, weights and others. Returns (cost, which is
-            trained; loss, which is told; hit) of each token and the gradients
-            of the weighed costs to hidden_states and kernel.
+            trained; loss, which is told; hit) of each token and the gradient
+            of the weighed costs to the logits.
         others: floats (batch, length, width).
     """
     shape = ops.shape(targets)
@@ -193,6 +195,7 @@ def _chunks(chunk, hidden_states, kernel, others):
     num_tokens = ops.shape(hidden_states)[0]
     vocabulary_size, model_dim = kernel.shape
     # A length that is not known when traced cannot be cut.
+    is_known = isinstance(num_tokens, int)
     num_chunks = (
         math.ceil(
             4
@@ -200,11 +203,30 @@ def _chunks(chunk, hidden_states, kernel, others):
             * vocabulary_size
             / max(CHUNK_BYTES, LEAST_KERNELS * 4 * vocabulary_size * model_dim)
         )
-        if isinstance(num_tokens, int)
+        if is_known
         else 1
     )
+    is_wide = is_known and is_faster_wide(
+        num_tokens, vocabulary_size, model_dim
+    )
+
+    def differentiate(hidden_states, *others):
+        *outputs, gradient = chunk(hidden_states, kernel, *others)
+        factors = gradient, hidden_states
+        if is_wide:
+            factors = hidden_states, gradient
+        return (
+            *outputs,
+            ops.matmul(gradient, kernel),
+            ops.matmul(ops.transpose(factors[0]), factors[1]),
+        )
+
+    def upright(kernel_gradient):
+        return ops.transpose(kernel_gradient) if is_wide else kernel_gradient
+
     if num_chunks == 1:
-        return chunk(hidden_states, kernel, *others)
+        *outputs, kernel_gradient = differentiate(hidden_states, *others)
+        return (*outputs, upright(kernel_gradient))
     length = math.ceil(num_tokens / num_chunks)
     padding = num_chunks * length - num_tokens
 
@@ -231,11 +253,7 @@ def _chunks(chunk, hidden_states, kernel, others):
 
     def advance(index, state):
         *outputs, kernel_gradient = state
-        *chunks, added = chunk(
-            *(tensor[index] for tensor in inputs[:1]),
-            kernel,
-            *(tensor[index] for tensor in inputs[1:]),
-        )
+        *chunks, added = differentiate(*(tensor[index] for tensor in inputs))
         for place, part in enumerate(chunks):
             start = (index,) + (0,) * len(part.shape)
             outputs[place] = ops.slice_update(outputs[place], start, part[None])
@@ -250,22 +268,16 @@ def _chunks(chunk, hidden_states, kernel, others):
         (
             *(ops.zeros((num_chunks, length), "float32") for _ in range(3)),
             ops.zeros((num_chunks, length, model_dim), "float32"),
-            ops.zeros_like(kernel),
+            ops.zeros(kernel.shape[::-1] if is_wide else kernel.shape),
         ),
     )
-    return (*map(join, outputs), kernel_gradient)
+    return (*map(join, outputs), upright(kernel_gradient))
 
 
 def _chunk(hidden_states, kernel, targets, weights):
     logits = ops.matmul(hidden_states, ops.transpose(kernel))
     losses, hits, gradient = _cross_entropy(logits, targets, weights)
-    return (
-        losses,
-        losses,
-        hits,
-        ops.matmul(gradient, kernel),
-        ops.matmul(ops.transpose(gradient), hidden_states),
-    )
+    return losses, losses, hits, gradient
 
 
 def _distilled_chunk(
@@ -289,13 +301,7 @@ def _distilled_chunk(
     costs = (1 - teacher_fraction) * losses + share * temperature * divergence
     gradient = (1 - teacher_fraction) * gradient
     gradient += share * weights[:, None] * (ops.exp(own) - likely)
-    return (
-        costs,
-        losses,
-        hits,
-        ops.matmul(gradient, kernel),
-        ops.matmul(ops.transpose(gradient), hidden_states),
-    )
+    return costs, losses, hits, gradient
 
 
 def _cross_entropy(logits, targets, weights):

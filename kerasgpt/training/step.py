@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import math
+import os
 
 import keras
 import tensorflow as tf
@@ -20,6 +22,9 @@ from kerasgpt.training.token_step import TokenStep
 # Between the seeds of neighbouring replicas: a prime far from the few hundred
 # generators of a model, whose own seeds are drawn from below 1e9.
 SEED_STRIDE = 1_000_000_007
+# Above so many weights the two halves of a batch are no faster at once than as
+# a whole, and the second gradient is as large as the weights.
+_MOST_WEIGHTS_IN_HALVES = 32_000_000
 
 
 class TrainStep(TokenStep):
@@ -58,6 +63,9 @@ class TrainStep(TokenStep):
     sample_weight float (batch, length).
     """
 
+    # Until it is compiled.
+    _halves = None
+
     def compile(self, *args, steps_per_execution=1, **kwargs):
         # On several replicas Keras cannot run steps in groups.
         if self.distribute_strategy.num_replicas_in_sync > 1:
@@ -69,6 +77,16 @@ class TrainStep(TokenStep):
         # The scale of the loss must exist before the first step is traced.
         if not self.optimizer.built:
             self.optimizer.build(self.model.trainable_variables)
+        self._halves = None
+        if self.jit_compile and self._is_faster_in_halves():
+            self._halves = _Halves(self)
+
+    def make_train_function(self, force=False):
+        # Of halves that Keras compiles together XLA makes one program.
+        jit_compile = self.jit_compile
+        self.jit_compile = jit_compile and not self._halves
+        super().make_train_function(force)
+        self.jit_compile = jit_compile
 
     def fit(self, x, *, callbacks=None, **settings):
         """Trains as `keras.Model.fit` does, also where that fails.
@@ -113,7 +131,7 @@ class TrainStep(TokenStep):
         return compile_on_workers(self.distribute_strategy, self.test_step)
 
     def train_step(self, data):
-        self.update_on(data)
+        (self._halves or self).update_on(data)
         return _results(self.metrics)
 
     def test_step(self, data):
@@ -127,6 +145,20 @@ class TrainStep(TokenStep):
                     data, total_weight, loss_scale
                 )
             return self._accumulate(data, total_weight, loss_scale)
+
+    def _is_faster_in_halves(self):
+        """Tells whether to compute two halves of a batch at the same time."""
+        num_weights = sum(
+            math.prod(variable.shape) for variable in self.model.variables
+        )
+        return (
+            num_weights <= _MOST_WEIGHTS_IN_HALVES
+            and self.distribute_strategy.num_replicas_in_sync == 1
+            and len(os.sched_getaffinity(0)) > 1
+            and not tf.config.list_physical_devices("GPU")
+            # Halves that draw random numbers would have to wait in turn.
+            and not _seeds(self.model)
+        )
 
     def apply(self, gradients):
         self.optimizer.apply(gradients, self.model.trainable_variables)
@@ -188,6 +220,51 @@ class TrainStep(TokenStep):
         )
 
 
+class _Halves:
+    """The update of a TrainStep by programs of XLA that run at the same time.
+
+    Args:
+        step: TrainStep.
+    """
+
+    def __init__(self, step):
+        self.step = step
+        self._differentiate = tf.function(step.differentiate, jit_compile=True)
+        self._update = tf.function(self._update_from, jit_compile=True)
+
+    def update_on(self, data):
+        """See `TokenStep.update_on`."""
+        total_weight = tf.reduce_sum(data[2])
+        loss_scale = tf.convert_to_tensor(self.step.optimizer.scale_loss(1.0))
+        # TensorFlow runs what does not wait for each other in threads.
+        parts = [
+            self._differentiate(part, total_weight, loss_scale)
+            for part in self._cut(data)
+        ]
+        self._update(parts, data, loss_scale)
+
+    def _cut(self, data):
+        rows = data[1].shape[0]
+        count = 2
+        if rows is None or rows % (count * self.step.accumulate_steps):
+            return [data]
+        flat = [tf.split(tensor, count) for tensor in tf.nest.flatten(data)]
+        return [
+            tf.nest.pack_sequence_as(data, part)
+            for part in zip(*flat, strict=True)
+        ]
+
+    def _update_from(self, parts, data, loss_scale):
+        sums, losses, hits = zip(*parts, strict=True)
+        self.step.update_from(
+            [sum(values[1:], values[0]) for values in zip(*sums, strict=True)],
+            tf.concat(losses, axis=0),
+            tf.concat(hits, axis=0),
+            data,
+            loss_scale,
+        )
+
+
 def _results(metrics):
     """Returns dict of name to result, over all replicas."""
     if num_replicas() == 1:
@@ -211,13 +288,18 @@ def _seeds_of_replica(model):
         return
     replica = tf.distribute.get_replica_context().replica_id_in_sync_group
     offset = SEED_STRIDE * tf.cast(tf.stack([replica, 0]), tf.int64)
-    seeds = [
-        variable
-        for variable in model.non_trainable_variables
-        if variable.path.endswith("seed_generator_state")
-    ]
+    seeds = _seeds(model)
     for seed in seeds:
         seed.assign(seed.value + offset)
     yield
     for seed in seeds:
         seed.assign(seed.value - offset)
+
+
+def _seeds(model):
+    """Returns the variables that random numbers are drawn from."""
+    return [
+        variable
+        for variable in model.non_trainable_variables
+        if variable.path.endswith("seed_generator_state")
+    ]

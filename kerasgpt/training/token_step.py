@@ -109,11 +109,15 @@ class TokenStep(keras.Model):
 
     def update_on(self, data):
         """Trains on a batch, or leaves all as it is if that is not finite."""
-        _, targets, sample_weight = data
-        total_weight = self.total(ops.sum(sample_weight))
+        total_weight = self.total(ops.sum(data[2]))
         loss_scale = self.optimizer.scale_loss(1.0)
         sums, losses, hits = self.differentiate(data, total_weight, loss_scale)
-        loss, *gradients = self.total(sums)
+        self.update_from(self.total(sums), losses, hits, data, loss_scale)
+
+    def update_from(self, sums, losses, hits, data, loss_scale):
+        """Trains on what `differentiate` returned, summed over replicas."""
+        loss, *gradients = sums
+        _, targets, sample_weight = data
         squares = [ops.sum(ops.square(gradient)) for gradient in gradients]
         norm = ops.sqrt(sum(squares)) / loss_scale
         is_finite = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))

@@ -51,12 +51,15 @@ def test_it_equals_dense(run, use_bias):
 
 
 @every_bias
-def test_its_gradients_equal_those_of_dense(use_bias):
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_its_gradients_equal_those_of_dense(use_bias, training, jit_compile):
     inputs = tf.Variable(_inputs())
 
+    @tf.function(jit_compile=jit_compile)
     def gradients(layer):
         with tf.GradientTape() as tape:
-            loss = ops.sum(ops.sin(layer(inputs)))
+            loss = ops.sum(ops.sin(layer(inputs, training=training)))
         watched = [inputs, *(v.value for v in layer.trainable_variables)]
         return tape.gradient(loss, watched)
 
@@ -64,6 +67,37 @@ def test_its_gradients_equal_those_of_dense(use_bias):
     assert len(projection) == 2 + use_bias
     for one, other in zip(projection, dense, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_gradient_of_a_tall_kernel_is_computed_wide():
+    def products(layer, training):
+        @tf.function
+        def gradient(inputs):
+            with tf.GradientTape() as tape:
+                outputs = layer(inputs, training=training)
+            return tape.gradient(outputs, layer.kernel.value)
+
+        graph = gradient.get_concrete_function(_inputs()).graph
+        return {
+            tuple(one.outputs[0].shape)
+            for one in graph.get_operations()
+            if one.type == "MatMul"
+        }
+
+    (tall, _), wide = _layers(False), Projection(WIDTH + 1)
+    wide.build((None, None, WIDTH))
+    assert (UNITS, WIDTH) in products(tall, True)
+    assert (WIDTH, UNITS) in products(tall, False)
+    assert (WIDTH, WIDTH + 1) in products(wide, True)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_is_not_finite_has_no_finite_norm(value):
+    projection, _ = _layers(False)
+    with tf.GradientTape() as tape:
+        loss = ops.sum(value * projection(_inputs(), training=True))
+    gradient = tape.gradient(loss, projection.kernel.value)
+    assert not np.isfinite(float(ops.sum(ops.square(gradient))))
 
 
 @every_bias

@@ -110,9 +110,11 @@ def _plain(hidden_states, kernel, targets, sample_weight):
 # 21 tokens of 11 logits: one chunk; chunks that fit; a last one to fill up.
 @pytest.mark.parametrize("tokens_a_chunk", [21, 7, 4])
 @pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("is_wide", [False, True])
 def test_losses_and_gradients_equal_those_of_keras(
-    tokens_a_chunk, jit_compile, monkeypatch
+    tokens_a_chunk, jit_compile, is_wide, monkeypatch
 ):
+    monkeypatch.setattr(losses, "is_faster_wide", lambda *shape: is_wide)
     monkeypatch.setattr(losses, "CHUNK_BYTES", 4 * 11 * tokens_a_chunk)
     monkeypatch.setattr(losses, "LEAST_KERNELS", 0)
     case = _random_case()

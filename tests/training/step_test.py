@@ -1,3 +1,5 @@
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -274,6 +276,90 @@ def test_skipped_steps_are_counted_under_xla_too():
     np.testing.assert_allclose(
         _table(step), np.array(TABLE) - UNEVEN_GRADIENT, atol=1e-6
     )
+
+
+def _small_gpt(**changes):
+    config = GPTConfig.from_depth(
+        1, vocabulary_size=17, context_length=8, model_dim=32, **changes
+    )
+    keras.utils.set_random_seed(0)
+    return GPTCausalLM(config)
+
+
+def _random_batches(num_rows, count=3):
+    rng = np.random.default_rng(num_rows)
+    for _ in range(count):
+        token_ids = rng.integers(0, 17, (num_rows, 9)).astype("int32")
+        # Of unequal weight, so that halves may not count the same.
+        weights = (rng.random((num_rows, 8)) < 0.7).astype("float32")
+        yield {"token_ids": token_ids[:, :-1]}, token_ids[:, 1:], weights
+
+
+def _fitted(model, batches, *, jit_compile=True, **settings):
+    """Returns the step, its metrics and state after a pass over batches."""
+    step = TrainStep(model, token_bytes=[2] * 17, **settings)
+    step.build()
+    step.compile(
+        build_optimizer("adamw", 0.01, weight_decay=0.1),
+        jit_compile=jit_compile,
+    )
+    batches = list(batches)
+    data = tf.data.Dataset.from_tensors(batches[0])
+    for batch in batches[1:]:
+        data = data.concatenate(tf.data.Dataset.from_tensors(batch))
+    return step, step.fit(data, verbose=0).history, _state(step)
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+
+
+@pytest.mark.parametrize(("num_rows", "accumulate_steps"), [(4, 1), (8, 2)])
+def test_two_halves_are_a_batch(num_rows, accumulate_steps, two_cores):
+    batches = list(_random_batches(num_rows))
+    step, history, state = _fitted(
+        _small_gpt(), batches, accumulate_steps=accumulate_steps
+    )
+    assert len(step._halves._cut(batches[0])) == 2
+    plain, expected_history, expected = _fitted(
+        _small_gpt(), batches, jit_compile=False
+    )
+    assert plain._halves is None
+    assert len(history) == 5
+    for name, values in history.items():
+        assert values == pytest.approx(expected_history[name], rel=1e-5)
+    # Variables are named after their step's number.
+    for one, other in zip(state.values(), expected.values(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_rows_that_have_no_halves_are_a_batch_too(two_cores):
+    batches = list(_random_batches(3))
+    step, history, _ = _fitted(_small_gpt(), batches)
+    assert len(step._halves._cut(batches[0])) == 1
+    _, expected, _ = _fitted(_small_gpt(), batches, jit_compile=False)
+    assert history["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_a_bad_half_leaves_no_trace(two_cores):
+    good, *more = _random_batches(4)
+    bad_rows = good[2].copy()
+    bad_rows[3, 0] = np.nan
+    bad = (*good[:2], bad_rows)
+    _, history, state = _fitted(_small_gpt(), [good, bad, *more])
+    _, _, expected = _fitted(_small_gpt(), [good, *more])
+    assert history["skipped_steps"] == [1.0]
+    for one, other in zip(state.values(), expected.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_draws_random_numbers_is_not_cut(two_cores):
+    for rate, is_cut in ((0.0, True), (0.1, False)):
+        step = TrainStep(_small_gpt(dropout_rate=rate))
+        step.build()
+        step.compile("sgd", jit_compile=True)
+        assert bool(step._halves) == is_cut
 
 
 def test_evaluation_tells_the_loss_and_changes_nothing():
