@@ -18,13 +18,16 @@ from kerasgpt.models.gpt import GPTCausalLM
 
 # From so many numbers on XLA reads a kernel by several threads.
 _LARGE_KERNEL = 1 << 19
+# A kernel that lacks less than this share of them is had sooner with zeros.
+_MOST_ZEROS = 0.25
 
 
 class JoinedProjection(NamedTuple):
     """Query, key and value of a block as one product, and what else is copied.
 
     Attributes:
-        kernel: float (model_dim, (num_heads + 2 num_kv_heads) head_dim).
+        kernel: float (model_dim, (num_heads + 2 num_kv_heads) head_dim), and
+            perhaps columns of zeros, see `_filled`.
         bias: () or float, of the kernel's columns.
         gain: () or float (num_heads + num_kv_heads, head_dim). Of the QK-norm.
         down: () or float (model_dim, hidden_dim). The feed-forward's last
@@ -89,12 +92,24 @@ def _joined(block, num_rows):
         )
     kernel = join([ops.convert_to_tensor(one.kernel) for one in kinds])
     down = ()
-    if num_rows == 1 and math.prod(last.kernel.shape) >= _LARGE_KERNEL:
-        down = ops.cast(
-            ops.transpose(ops.convert_to_tensor(last.kernel)),
-            last.compute_dtype,
-        )
+    if num_rows == 1:
+        kernel = _filled(kernel)
+        if math.prod(last.kernel.shape) >= _LARGE_KERNEL:
+            down = ops.cast(
+                ops.transpose(ops.convert_to_tensor(last.kernel)),
+                last.compute_dtype,
+            )
     return JoinedProjection(kernel, bias, gain, down)
+
+
+def _filled(kernel):
+    """Returns a kernel with columns of zeros, if that makes it a large one."""
+    height, width = kernel.shape
+    # Of odd widths Eigen judges otherwise: 384 x 1,366 are still one thread's.
+    wanted = 32 * math.ceil(_LARGE_KERNEL / height / 32)
+    if width < wanted <= (1 + _MOST_ZEROS) * width:
+        return ops.pad(kernel, ((0, 0), (0, wanted - width)))
+    return kernel
 
 
 def token_reader(model, joined, cache, *, slot_writer=slot_writer):
@@ -236,6 +251,9 @@ def _attend(attention, joined, states, turn, hidden, keys, values, write):
     num_heads, num_kv_heads = attention.num_heads, attention.num_kv_heads
     head_dim = attention.head_dim
     projected = ops.matmul(states, joined.kernel)
+    width = (num_heads + 2 * num_kv_heads) * head_dim
+    if projected.shape[-1] > width:
+        projected = projected[:, :width]
     if _has(joined.bias):
         projected = projected + joined.bias
     heads = ops.reshape(projected, (-1, num_heads + 2 * num_kv_heads, head_dim))

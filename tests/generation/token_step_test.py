@@ -127,6 +127,29 @@ def test_a_large_last_kernel_is_transposed_for_one_row(shape, monkeypatch):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", ["ours", "gpt-2"])
+def test_a_kernel_that_is_nearly_large_is_filled_for_one_row(
+    shape, monkeypatch
+):
+    model = build_model(SHAPES[shape])
+    height, width = join_projections(model, num_rows=1)[0].kernel.shape
+    # The next width that may be had.
+    wider = 32 * (width // 32 + 1)
+    monkeypatch.setattr(token_step, "_LARGE_KERNEL", height * wider)
+    monkeypatch.setattr(token_step, "_MOST_ZEROS", 0.0)
+    assert join_projections(model, num_rows=1)[0].kernel.shape[1] == width
+    monkeypatch.setattr(token_step, "_MOST_ZEROS", 1.0)
+    assert join_projections(model, num_rows=2)[0].kernel.shape[1] == width
+    joined = join_projections(model, num_rows=1)
+    assert joined[0].kernel.shape[1] == wider
+    step = TokenStep(model, joined, SLOTS)
+    cache = model.allocate_cache(1, SLOTS)
+    arguments = ops.array([7]), ops.array([0])
+    expected, _ = as_the_model(model, *arguments, cache)
+    logits, _ = step(*arguments, cache)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_slots_beyond_a_row_are_not_seen():
     model = build_model({})
     step = build_step(model)
