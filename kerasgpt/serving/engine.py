@@ -149,7 +149,6 @@ class Engine(Backend):
             lambda part: tf.Variable(part, trainable=False),
             join_projections(model, num_rows=min(row_counts)),
         )
-        shared = tuple(part._replace(down=()) for part in joined)
         most_lanes = len(os.sched_getaffinity(0))
         self._pool = concurrent.futures.ThreadPoolExecutor(
             most_lanes, thread_name_prefix="lane"
@@ -164,7 +163,7 @@ class Engine(Backend):
                 empty,
                 num_rows // num_lanes,
                 num_slots,
-                joined=joined if num_rows == 1 else shared,
+                joined=joined if num_rows == 1 else joined.for_rows(),
                 control_ids=never_generated,
                 jit_compile=jit_compile,
             )

@@ -110,21 +110,40 @@ def test_a_step_is_a_call_of_the_model(shape, jit_compile):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", ["ours", "gpt-2"])
-def test_a_large_last_kernel_is_transposed_for_one_row(shape, monkeypatch):
-    model = build_model(SHAPES[shape])
-    assert not any(one.down for one in join_projections(model, num_rows=1))
-    monkeypatch.setattr(token_step, "_LARGE_KERNEL", 1)
-    assert not any(one.down for one in join_projections(model, num_rows=2))
-    joined = join_projections(model, num_rows=1)
-    kernel = model.backbone.blocks[0].feed_forward.down.kernel
-    assert tuple(joined[0].down.shape) == tuple(kernel.shape)[::-1]
+def assert_reads_as_the_model(model, joined):
     step = TokenStep(model, joined, SLOTS)
     cache = model.allocate_cache(1, SLOTS)
     arguments = ops.array([7]), ops.array([0])
     expected, _ = as_the_model(model, *arguments, cache)
     logits, _ = step(*arguments, cache)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def turned(model, num_rows):
+    """Returns the copies that are kept transposed."""
+    joined = join_projections(model, num_rows=num_rows)
+    return tf.nest.flatten([[one.down for one in joined.blocks], joined.table])
+
+
+@pytest.mark.parametrize("shape", ["ours", "gpt-2"])
+def test_large_kernels_are_kept_transposed_for_one_row(shape, monkeypatch):
+    model = build_model(SHAPES[shape])
+    assert not turned(model, 1)
+    monkeypatch.setattr(token_step, "_LARGE_KERNEL", 1)
+    assert not turned(model, 2)
+    backbone = model.backbone
+    *down, table = turned(model, 1)
+    assert len(down) == len(backbone.blocks)
+    kernel = backbone.blocks[0].feed_forward.down.kernel
+    assert tuple(down[0].shape) == tuple(kernel.shape)[::-1]
+    np.testing.assert_array_equal(
+        table, ops.transpose(backbone.token_embedding.embeddings)
+    )
+    assert_reads_as_the_model(model, join_projections(model, num_rows=1))
+    for_rows = join_projections(model, num_rows=1).for_rows()
+    assert not for_rows.table and not any(one.down for one in for_rows.blocks)
+    monkeypatch.setattr(token_step, "_LARGEST_TABLE", 1)
+    assert len(turned(model, 1)) == len(down)
 
 
 @pytest.mark.parametrize("shape", ["ours", "gpt-2"])
@@ -132,22 +151,21 @@ def test_a_kernel_that_is_nearly_large_is_filled_for_one_row(
     shape, monkeypatch
 ):
     model = build_model(SHAPES[shape])
-    height, width = join_projections(model, num_rows=1)[0].kernel.shape
+
+    def shape_of(num_rows):
+        joined = join_projections(model, num_rows=num_rows)
+        return tuple(joined.blocks[0].kernel.shape)
+
+    height, width = shape_of(1)
     # The next width that may be had.
     wider = 32 * (width // 32 + 1)
     monkeypatch.setattr(token_step, "_LARGE_KERNEL", height * wider)
     monkeypatch.setattr(token_step, "_MOST_ZEROS", 0.0)
-    assert join_projections(model, num_rows=1)[0].kernel.shape[1] == width
+    assert shape_of(1) == (height, width)
     monkeypatch.setattr(token_step, "_MOST_ZEROS", 1.0)
-    assert join_projections(model, num_rows=2)[0].kernel.shape[1] == width
-    joined = join_projections(model, num_rows=1)
-    assert joined[0].kernel.shape[1] == wider
-    step = TokenStep(model, joined, SLOTS)
-    cache = model.allocate_cache(1, SLOTS)
-    arguments = ops.array([7]), ops.array([0])
-    expected, _ = as_the_model(model, *arguments, cache)
-    logits, _ = step(*arguments, cache)
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    assert shape_of(2) == (height, width)
+    assert shape_of(1) == (height, wider)
+    assert_reads_as_the_model(model, join_projections(model, num_rows=1))
 
 
 def test_slots_beyond_a_row_are_not_seen():
@@ -186,7 +204,7 @@ def test_a_small_dtype_is_kept():
 
 def test_three_products_are_one():
     model = build_model({"num_kv_heads": 2})
-    joined = join_projections(model)
+    joined = join_projections(model).blocks
     assert [tuple(one.kernel.shape) for one in joined] == [(16, 8 * 8)] * 2
     attention = model.backbone.blocks[1].attention
     np.testing.assert_array_equal(
