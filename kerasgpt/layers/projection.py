@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-LEAST_FLOAT32 = -3.4028234e38
+_LEAST_FLOAT32 = -3.4028234e38
 
 
 @keras.saving.register_keras_serializable("kerasgpt")
@@ -82,7 +82,7 @@ def _product(rows, kernel):
         transposed = ops.matmul(ops.transpose(upstream), rows)
         # XLA would take the next transpose back into the product, and through
         # a maximum it does not see. What is infinite stays too large to square.
-        transposed = ops.maximum(transposed, LEAST_FLOAT32)
+        transposed = ops.maximum(transposed, _LEAST_FLOAT32)
         return (
             ops.matmul(upstream, ops.transpose(kernel)),
             ops.transpose(transposed),

@@ -733,6 +733,7 @@ class _Stage:
                 "jit_compile": self.step_model.jit_compile,
                 "replicas": num_shares(self.strategy),
                 "accumulate_steps": self.config.accumulate_steps,
+                "parts_at_once": self.step_model.parts_at_once,
             },
         }
 

@@ -66,6 +66,10 @@ class TrainStep(TokenStep):
     # Until it is compiled.
     _halves = None
 
+    @property
+    def parts_at_once(self):
+        return 2 if self._halves else 1
+
     def compile(self, *args, steps_per_execution=1, **kwargs):
         # On several replicas Keras cannot run steps in groups.
         if self.distribute_strategy.num_replicas_in_sync > 1:

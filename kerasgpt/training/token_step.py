@@ -70,6 +70,11 @@ class TokenStep(keras.Model):
         trained_only = (self.norm_mean, self.skipped_sum)
         return [metric for metric in self.metrics if metric not in trained_only]
 
+    @property
+    def parts_at_once(self):
+        """How many parts of a batch are computed at the same time."""
+        return 1
+
     def build(self, input_shape=None):
         self.built = True
 

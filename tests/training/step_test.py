@@ -321,11 +321,11 @@ def test_two_halves_are_a_batch(num_rows, accumulate_steps, two_cores):
     step, history, state = _fitted(
         _small_gpt(), batches, accumulate_steps=accumulate_steps
     )
-    assert len(step._halves._cut(batches[0])) == 2
+    assert step.parts_at_once == 2
     plain, expected_history, expected = _fitted(
         _small_gpt(), batches, jit_compile=False
     )
-    assert plain._halves is None
+    assert plain.parts_at_once == 1
     assert len(history) == 5
     for name, values in history.items():
         assert values == pytest.approx(expected_history[name], rel=1e-5)
@@ -337,7 +337,7 @@ def test_two_halves_are_a_batch(num_rows, accumulate_steps, two_cores):
 def test_rows_that_have_no_halves_are_a_batch_too(two_cores):
     batches = list(_random_batches(3))
     step, history, _ = _fitted(_small_gpt(), batches)
-    assert len(step._halves._cut(batches[0])) == 1
+    assert step.parts_at_once == 2
     _, expected, _ = _fitted(_small_gpt(), batches, jit_compile=False)
     assert history["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
@@ -355,11 +355,11 @@ def test_a_bad_half_leaves_no_trace(two_cores):
 
 
 def test_what_draws_random_numbers_is_not_cut(two_cores):
-    for rate, is_cut in ((0.0, True), (0.1, False)):
+    for rate, parts in ((0.0, 2), (0.1, 1)):
         step = TrainStep(_small_gpt(dropout_rate=rate))
         step.build()
         step.compile("sgd", jit_compile=True)
-        assert bool(step._halves) == is_cut
+        assert step.parts_at_once == parts
 
 
 def test_evaluation_tells_the_loss_and_changes_nothing():
