@@ -18,7 +18,7 @@ from kerasgpt.models.gpt import GPTCausalLM
 
 # From so many numbers on XLA reads a kernel by several threads.
 _LARGE_KERNEL = 1 << 19
-# A table of more numbers takes too long to be copied for one answer.
+# A table of 38 million numbers does not pay for its copy (LOG.md).
 _LARGEST_TABLE = 1 << 22
 # A kernel that lacks less than this share of them is had sooner with zeros.
 _MOST_ZEROS = 0.25
@@ -49,8 +49,7 @@ class Joined(NamedTuple):
     Attributes:
         blocks: tuple of JoinedProjection.
         table: () or float (model_dim, vocabulary_size). A tied table
-            transposed, which XLA multiplies one row with in two thirds of the
-            time.
+            transposed, for one row: 3 to 4 % of a token at 12M (LOG.md).
     """
 
     blocks: tuple = ()
@@ -137,7 +136,7 @@ def _joined_block(block, num_rows):
 def _filled(kernel):
     """Returns a kernel with columns of zeros, if that makes it a large one."""
     height, width = kernel.shape
-    # Of odd widths Eigen judges otherwise: 384 x 1,366 are still one thread's.
+    # A few more than that many it takes: 384 x 1,366 are still one thread's.
     wanted = 32 * math.ceil(_LARGE_KERNEL / height / 32)
     if width < wanted <= (1 + _MOST_ZEROS) * width:
         return ops.pad(kernel, ((0, 0), (0, wanted - width)))

@@ -59,7 +59,7 @@ def is_faster_wide(num_rows, height, width):
     """Tells whether a tall product is had sooner as its transpose.
 
     On a processor XLA multiplies (height, num_rows) with (num_rows, width),
-    which is how kernels get their gradients, at a half to four fifths of the
+    which is how kernels get their gradients, at a half to nine tenths of the
     speed of (width, num_rows) with (num_rows, height). Of few rows, turning
     the result takes longer than that gains (experiments/LOG.md).
 

@@ -22,8 +22,9 @@ from kerasgpt.training.token_step import TokenStep
 # Between the seeds of neighbouring replicas: a prime far from the few hundred
 # generators of a model, whose own seeds are drawn from below 1e9.
 SEED_STRIDE = 1_000_000_007
-# Above so many weights the two halves of a batch are no faster at once than as
-# a whole, and the second gradient is as large as the weights.
+# Between 6 million weights, of which two halves of a batch are faster at once
+# than a whole, and 124 million, of which they are not (LOG.md) and the second
+# gradient takes half a gigabyte.
 _MOST_WEIGHTS_IN_HALVES = 32_000_000
 
 
@@ -261,7 +262,7 @@ class _Halves:
     def _update_from(self, parts, data, loss_scale):
         sums, losses, hits = zip(*parts, strict=True)
         self.step.update_from(
-            [sum(values[1:], values[0]) for values in zip(*sums, strict=True)],
+            [tf.add_n(values) for values in zip(*sums, strict=True)],
             tf.concat(losses, axis=0),
             tf.concat(hits, axis=0),
             data,
